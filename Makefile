@@ -1,0 +1,55 @@
+# The two commands a newcomer needs are `make demo` and `make test`; both install what they need (Debian, as root).
+
+# Outside the checkout, so that RocksDB is built once for all checkouts.
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/cairn/target
+export CAIRN_VENV ?= $(HOME)/.cache/cairn/venv
+# ccache makes a second cold build of RocksDB a matter of a minute.
+export CC ?= ccache gcc
+export CXX ?= ccache g++
+ifeq ($(origin CC),default)
+CC = ccache gcc
+endif
+ifeq ($(origin CXX),default)
+CXX = ccache g++
+endif
+
+CARGO_FLAGS = --release --workspace --locked
+
+.PHONY: help demo test build deps oracles fmt lint doc bench fuzz
+
+help:
+	@echo 'make demo    install, build, back up and restore a real disk image, and print what happened'
+	@echo 'make test    install, build, run all tests'
+	@echo 'make lint    formatting, clippy and documentation, as CI runs them'
+	@echo 'make bench   stage benchmarks'
+	@echo 'make fuzz    every fuzz target for FUZZ_SECONDS (60)'
+
+deps:
+	@scripts/install-deps
+
+oracles: deps
+	@scripts/install-oracles
+
+build: deps
+	cargo build $(CARGO_FLAGS)
+
+demo: build
+	@scripts/demo
+
+test: build oracles
+	cargo test $(CARGO_FLAGS) --all-targets
+	cargo test $(CARGO_FLAGS) --doc
+
+fmt:
+	cargo fmt --all
+
+lint: deps
+	cargo fmt --all --check
+	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc $(CARGO_FLAGS) --no-deps
+
+bench: build
+	cargo run --release --locked -p repo-benches
+
+fuzz: deps
+	@scripts/fuzz $(or $(FUZZ_SECONDS),60)

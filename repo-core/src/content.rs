@@ -1,0 +1,146 @@
+//! From ids to bytes: look-up in the index, directory of the pack, frame, entry; with bounded caches.
+
+use std::sync::Arc;
+
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::id::{EntryId, NodeId};
+use crate::index::{Index, Location, PackNumber};
+use crate::manifest::{NODE_LEN_MAX, Node, NodeHasher, NodeSource};
+use crate::pack::reader::PackReader;
+use crate::repository::Repository;
+
+/// Directory entries held in memory: 40 bytes each.
+const DIRECTORY_ENTRIES_MAX: u64 = 1 << 20;
+/// Decoded frames held in memory, in bytes.
+const FRAMES_LEN_MAX: u64 = 48 * 1024 * 1024;
+/// Packs and frames the caches make room for.
+const CACHE_ITEMS: usize = 1024;
+
+/// Reads stored content. Shared between threads.
+pub struct ContentReader {
+    repository: Arc<Repository>,
+    index: Arc<Index>,
+    hasher: NodeHasher,
+    packs: Cache<PackNumber, Arc<PackReader>, DirectoryEntries>,
+    frames: Cache<(PackNumber, u16), Arc<Vec<u8>>, FrameBytes>,
+}
+
+#[derive(Clone)]
+struct DirectoryEntries;
+
+impl Weighter<PackNumber, Arc<PackReader>> for DirectoryEntries {
+    fn weight(&self, _pack: &PackNumber, reader: &Arc<PackReader>) -> u64 {
+        reader.directory().entries().len() as u64 + 1
+    }
+}
+
+#[derive(Clone)]
+struct FrameBytes;
+
+impl Weighter<(PackNumber, u16), Arc<Vec<u8>>> for FrameBytes {
+    fn weight(&self, _frame: &(PackNumber, u16), bytes: &Arc<Vec<u8>>) -> u64 {
+        bytes.len() as u64 + 1
+    }
+}
+
+impl ContentReader {
+    /// A reader with empty caches.
+    ///
+    /// # Errors
+    /// `Unauthenticated` without the structure key.
+    pub fn new(repository: Arc<Repository>, index: Arc<Index>) -> Result<Self> {
+        let hasher = NodeHasher::new(&repository.keys)?;
+        let packs = Cache::with_weighter(CACHE_ITEMS, DIRECTORY_ENTRIES_MAX, DirectoryEntries);
+        let frames = Cache::with_weighter(CACHE_ITEMS, FRAMES_LEN_MAX, FrameBytes);
+        Ok(Self { repository, index, hasher, packs, frames })
+    }
+
+    /// The index that entries are looked up in.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// The repository that is read.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// An open pack.
+    ///
+    /// # Errors
+    /// `NotFound` or `Corrupt` when it is missing or damaged; `Unavailable`.
+    pub fn pack(&self, number: PackNumber) -> Result<Arc<PackReader>> {
+        self.packs.get_or_insert_with(&number, || {
+            let known = self.index.pack(number);
+            let Repository { store, config, keys, .. } = &*self.repository;
+            PackReader::open(store, known.id, known.len, config, keys).map(Arc::new)
+        })
+    }
+
+    /// A decoded frame, not kept in memory.
+    ///
+    /// # Errors
+    /// `Corrupt` naming pack and frame; `NotFound`, `Unavailable`.
+    pub fn read_frame(&self, pack: PackNumber, frame: u16) -> Result<Vec<u8>> {
+        self.pack(pack)?.read_frame(&self.repository.store, u32::from(frame))
+    }
+
+    /// A decoded frame, kept in memory for a while.
+    ///
+    /// # Errors
+    /// As [`read_frame`](Self::read_frame).
+    pub fn cached_frame(&self, pack: PackNumber, frame: u16) -> Result<Arc<Vec<u8>>> {
+        self.frames.get_or_insert_with(&(pack, frame), || self.read_frame(pack, frame).map(Arc::new))
+    }
+
+    /// Where each of `ids` stands.
+    ///
+    /// # Errors
+    /// `Io` when the index fails.
+    pub fn locate(&self, ids: &[EntryId]) -> Result<Vec<Option<Location>>> {
+        self.index.find(ids)
+    }
+
+    fn node_bytes(&self, id: NodeId) -> Result<Vec<u8>> {
+        let missing = || Error::corrupt(format!("manifest node {} is in no pack", id.short()));
+        let location = self.index.find(&[id.into()])?[0].ok_or_else(missing)?;
+        let pack = self.pack(location.pack)?;
+        let range = entry_range(&pack, location, id.into())?;
+        if range.len() > NODE_LEN_MAX {
+            return Err(Error::corrupt(format!("manifest node {} has {} bytes", id.short(), range.len())));
+        }
+        let frame = self.cached_frame(location.pack, location.frame)?;
+        let bytes = frame.get(range).ok_or_else(|| Error::internal("a frame is shorter than its directory says"))?;
+        if self.hasher.id(bytes) != id {
+            return Err(Error::corrupt(format!("manifest node {} does not match its name", id.short())));
+        }
+        Ok(bytes.to_vec())
+    }
+}
+
+impl NodeSource for ContentReader {
+    fn node(&self, id: NodeId) -> Result<Node> {
+        let bytes = self.node_bytes(id)?;
+        Node::decode(&bytes).context(|| format!("manifest node {}", id.short()))
+    }
+}
+
+/// Where an entry stands in its decoded frame, checked against the pack's own directory.
+///
+/// # Errors
+/// `Io` when index and directory disagree: the index is stale or damaged, the repository is not.
+pub fn entry_range(pack: &PackReader, location: Location, id: EntryId) -> Result<std::ops::Range<usize>> {
+    let disagree = || {
+        let text = format!("index and directory of pack {} disagree: run cairn rebuild-index", pack.id().short());
+        Error::new(ErrorKind::Io, text)
+    };
+    let frame = pack.frame(u32::from(location.frame)).map_err(|_| disagree())?;
+    let entries = pack.directory().entries_of(frame);
+    let (before, rest) = entries.split_at_checked(usize::from(location.slot)).ok_or_else(disagree)?;
+    let entry = rest.first().filter(|entry| entry.id == id).ok_or_else(disagree)?;
+    let start: usize = before.iter().map(|entry| entry.len as usize).sum();
+    Ok(start..start + entry.len as usize)
+}

@@ -1,0 +1,44 @@
+//! Cairn's core: a deduplicating, content-addressed backup repository for virtual disks.
+//!
+//! Data flows one way, and the modules are in that order; a lower one never names a higher one:
+//!
+//! ```text
+//! error, units, id, entropy, monitor
+//! disk        blocks of a virtual disk in, blocks out: VHD, raw
+//! seal, keys  authenticated sealing, the key hierarchy and its roles
+//! chunk       a block cut into chunks and named
+//! frame       chunks compressed together
+//! object, config, store   what every object begins with, the configuration, objects by name
+//! pack        frames sealed into an immutable object with a directory
+//! repository  store, configuration and keys, opened
+//! index       where each chunk stands: RocksDB replicas, a cache
+//! content     from names back to bytes
+//! manifest    the Merkle tree of one disk
+//! snapshot    the commit record
+//! ops         backup, restore, check: the only layer that sees all the others
+//! ```
+//!
+//! The crate never prints, prompts, or reads the environment; time and randomness are handed in.
+
+pub mod chunk;
+pub mod config;
+pub mod content;
+pub mod disk;
+pub mod entropy;
+pub mod error;
+pub mod frame;
+pub mod id;
+pub mod index;
+pub mod keys;
+pub mod manifest;
+pub mod monitor;
+pub mod object;
+pub mod ops;
+pub mod pack;
+pub mod repository;
+pub mod seal;
+pub mod snapshot;
+pub mod store;
+pub mod units;
+
+pub use error::{Error, ErrorKind, Result};

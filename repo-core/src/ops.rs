@@ -1,0 +1,6 @@
+//! What a user can do, a file each. Only this layer sees all the stages.
+
+pub mod backup;
+pub mod check;
+pub mod open;
+pub mod restore;

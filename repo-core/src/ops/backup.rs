@@ -1,0 +1,321 @@
+//! Backup: source → chunks → look-up → frames → packs → index → manifest → snapshot.
+//!
+//! ```text
+//! reader thread ──blocks──▶ rayon: cut, hash ──▶ this thread: compare, look up, collect ──▶ rayon: compress, seal
+//!                                                              │ frames in order            │
+//!                                                              ▼                            ▼
+//!                                              committer thread: fsync, name, index ◀── pack being written
+//! ```
+//!
+//! Every queue is bounded. The order that nothing may break: data packs durable, then in the index, then meta packs,
+//! then the snapshot record.
+
+mod pack_stream;
+mod scan;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::chunk::{Chunker, Run};
+use crate::disk::{Delivery, DiskSource};
+use crate::error::{Error, Result, ResultExt};
+use crate::id::{EntryId, NodeId, PackId, SnapshotId};
+use crate::index::PackNumber;
+use crate::manifest::builder::TreeBuilder;
+use crate::manifest::walk::LeafCursor;
+use crate::manifest::{NodeHasher, Tree};
+use crate::monitor::{Monitor, check_cancelled};
+use crate::ops::open::Session;
+use crate::pack::Content;
+use crate::snapshot::{self, Disk, NamedSnapshot, Snapshot, SnapshotStats};
+use crate::units::PAGE_LEN;
+use pack_stream::{PackStream, StreamOptions};
+use scan::{Scan, ScannedBlock};
+
+/// Plaintext a meta frame is closed at, in bytes: small, since a diff or a restore of a range reads single nodes.
+const META_FRAME_LEN: usize = 128 * 1024;
+/// zstd level of meta frames: ids do not compress.
+const META_LEVEL: i32 = 1;
+
+/// How to back up.
+#[derive(Debug, Clone)]
+pub struct BackupOptions {
+    /// zstd level, 1 to 19; negative ones are faster and larger.
+    pub level: i32,
+    /// The moment the disks' content stands for, in milliseconds since the Unix epoch.
+    pub time_ms: i64,
+    /// The time now, in milliseconds since the Unix epoch.
+    pub now_ms: i64,
+    /// The VM's name.
+    pub vm: Option<String>,
+    /// VM metadata to keep, by name.
+    pub metadata: BTreeMap<String, Vec<u8>>,
+    /// The program that writes, with its version.
+    pub program: String,
+}
+
+impl BackupOptions {
+    /// The choices of a plain backup at a time.
+    pub fn new(now_ms: i64) -> Self {
+        Self {
+            level: 3,
+            time_ms: now_ms,
+            now_ms,
+            vm: None,
+            metadata: BTreeMap::new(),
+            program: concat!("cairn ", env!("CARGO_PKG_VERSION")).to_owned(),
+        }
+    }
+}
+
+/// A disk to back up.
+pub struct DiskInput {
+    /// The VDI's identity, chosen by the user.
+    pub vdi: String,
+    /// Its content.
+    pub source: Box<dyn DiskSource>,
+}
+
+/// What a backup did.
+#[derive(Debug, Clone)]
+pub struct BackupReport {
+    /// The snapshot, committed.
+    pub snapshot: NamedSnapshot,
+    /// Virtual sizes of the disks, in bytes.
+    pub logical_bytes: u64,
+    /// Non-zero pages of the disks, in bytes.
+    pub allocated_bytes: u64,
+    /// Plaintext of chunks stored anew, in bytes.
+    pub new_bytes: u64,
+    /// All that was added to the repository, in bytes: packs and the snapshot record.
+    pub stored_bytes: u64,
+    /// 2 MiB blocks with content that were read.
+    pub blocks: u64,
+    /// Of those, blocks equal to the snapshot they were compared with.
+    pub unchanged_blocks: u64,
+}
+
+/// Backs up disks as one snapshot.
+///
+/// # Errors
+/// Those of the sources and of the store; nothing is committed then, and what was stored is used by the next try.
+pub fn backup(
+    session: &Session,
+    disks: Vec<DiskInput>,
+    options: &BackupOptions,
+    monitor: &dyn Monitor,
+) -> Result<BackupReport> {
+    check_inputs(&disks)?;
+    let (snapshots, _) = snapshot::read_all(&session.repository)?;
+    let mut run = Running::new(session, options)?;
+    let mut stored = Vec::new();
+    for disk in disks {
+        let parent = newest_with(&snapshots, &disk.vdi);
+        stored.push(run.disk(disk, parent, monitor)?);
+    }
+    run.commit(stored, options)
+}
+
+fn check_inputs(disks: &[DiskInput]) -> Result<()> {
+    if disks.is_empty() {
+        return Err(Error::invalid("a backup needs a disk"));
+    }
+    let mut names = BTreeSet::new();
+    for disk in disks {
+        if disk.vdi.is_empty() || disk.vdi.len() > 1024 {
+            return Err(Error::invalid("a VDI id has 1 to 1024 bytes"));
+        }
+        if !names.insert(&disk.vdi) {
+            return Err(Error::invalid(format!("VDI {} is named twice in one backup", disk.vdi)));
+        }
+    }
+    Ok(())
+}
+
+fn newest_with(snapshots: &[NamedSnapshot], vdi: &str) -> Option<(SnapshotId, Tree)> {
+    snapshots.iter().rev().find_map(|named| Some((named.id, named.snapshot.disk(vdi)?.tree)))
+}
+
+/// A backup under way.
+struct Running<'a> {
+    session: &'a Session,
+    chunker: Arc<Chunker>,
+    node_hasher: NodeHasher,
+    data: PackStream,
+    meta: PackStream,
+    /// Packs that chunks of this backup were found in.
+    used_packs: BTreeSet<PackNumber>,
+    written_packs: Vec<PackId>,
+    stats: SnapshotStats,
+    blocks: u64,
+    unchanged_blocks: u64,
+}
+
+impl<'a> Running<'a> {
+    fn new(session: &'a Session, options: &BackupOptions) -> Result<Self> {
+        let config = &session.repository.config;
+        let chunker = Chunker::new(config.chunk, &session.repository.keys)?;
+        let stream = |content, frame_len, level| {
+            let pack_len = u64::from(config.pack_len);
+            PackStream::new(session, StreamOptions { content, frame_len, pack_len, level })
+        };
+        Ok(Self {
+            session,
+            chunker: Arc::new(chunker),
+            node_hasher: NodeHasher::new(&session.repository.keys)?,
+            data: stream(Content::Data, config.frame_len as usize, options.level),
+            meta: stream(Content::Meta, META_FRAME_LEN.min(config.frame_len as usize), META_LEVEL),
+            used_packs: BTreeSet::new(),
+            written_packs: Vec::new(),
+            stats: SnapshotStats::default(),
+            blocks: 0,
+            unchanged_blocks: 0,
+        })
+    }
+
+    fn disk(&mut self, input: DiskInput, parent: Option<(SnapshotId, Tree)>, monitor: &dyn Monitor) -> Result<Disk> {
+        let DiskInput { vdi, source } = input;
+        let delivery = source.delivery();
+        monitor.begin(&format!("reading {vdi}"), source.virtual_size());
+        let mut scan = Scan::start(source, self.chunker.clone(), self.node_hasher.clone());
+        let mut builder = TreeBuilder::new(self.node_hasher.clone());
+        let content = self.session.content.clone();
+        let mut cursor = parent.map(|(_, tree)| LeafCursor::new(tree, &*content));
+        let mut allocated_bytes = 0;
+        while let Some(scanned) = scan.next()? {
+            check_cancelled(monitor)?;
+            allocated_bytes += scanned.runs.iter().map(|run| run.len_bytes() as u64).sum::<u64>();
+            if delivery == Delivery::Ascending {
+                builder.close_before(scanned.block, &mut |id, bytes| self.meta.add_new(id, bytes))?;
+            }
+            self.block(&scanned, &mut cursor, monitor)?;
+            if !scanned.leaf_id.is_none() {
+                builder.set(scanned.block, scanned.leaf_id);
+            }
+            monitor.advance(crate::units::BLOCK_LEN as u64);
+            scan.recycle(scanned);
+        }
+        let (virtual_size, format) = scan.finish()?;
+        let root = builder.finish(virtual_size, &mut |id, bytes| self.meta.add_new(id, bytes))?;
+        monitor.end();
+        Ok(Disk {
+            vdi,
+            tree: Tree { root, virtual_size },
+            source_format: format.name().to_owned(),
+            allocated_bytes,
+            parent: parent.map(|(id, _)| id),
+        })
+    }
+
+    /// Stores what is new of one block.
+    fn block(
+        &mut self,
+        scanned: &ScannedBlock,
+        cursor: &mut Option<LeafCursor<'_>>,
+        monitor: &dyn Monitor,
+    ) -> Result<()> {
+        if scanned.leaf_id.is_none() {
+            return Ok(());
+        }
+        self.blocks += 1;
+        if is_unchanged(scanned, cursor, monitor) {
+            self.unchanged_blocks += 1;
+            return Ok(());
+        }
+        let mut ids: Vec<EntryId> = scanned.runs.iter().map(|run| run.id.into()).collect();
+        ids.push(scanned.leaf_id.into());
+        let mut found = self.session.index.find(&ids)?;
+        let leaf_found = found.pop().expect("one was just pushed");
+        for (run, found) in scanned.runs.iter().zip(found) {
+            match found {
+                Some(location) => {
+                    self.used_packs.insert(location.pack);
+                }
+                None => self.store_chunk(run, scanned)?,
+            }
+        }
+        if leaf_found.is_none() {
+            self.meta.add(scanned.leaf_id.into(), &scanned.leaf)?;
+        }
+        if self.meta.wants_flush() {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn store_chunk(&mut self, run: &Run, scanned: &ScannedBlock) -> Result<()> {
+        if self.data.add(run.id.into(), &scanned.content.bytes()[run.range()])? {
+            self.stats.new_bytes += u64::from(run.page_count) * PAGE_LEN as u64;
+            self.stats.new_chunks += 1;
+        }
+        Ok(())
+    }
+
+    /// Makes all that was stored so far durable: data first, so that no durable node names a chunk that is not.
+    fn flush(&mut self) -> Result<()> {
+        for stream in [&mut self.data, &mut self.meta] {
+            for pack in stream.flush()? {
+                self.stats.pack_bytes += pack.len;
+                self.written_packs.push(pack.id);
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(mut self, disks: Vec<Disk>, options: &BackupOptions) -> Result<BackupReport> {
+        self.flush()?;
+        let packs = self.packs()?;
+        let logical_bytes = disks.iter().map(|disk| disk.tree.virtual_size).sum();
+        let allocated_bytes = disks.iter().map(|disk| disk.allocated_bytes).sum();
+        let record = Snapshot {
+            time_ms: options.time_ms,
+            committed_ms: options.now_ms,
+            vm: options.vm.clone(),
+            disks,
+            packs,
+            stats: self.stats,
+            program: options.program.clone(),
+            metadata: options.metadata.clone(),
+        };
+        let snapshot = snapshot::commit(&self.session.repository, record).context(|| "cannot commit the snapshot")?;
+        Ok(BackupReport {
+            logical_bytes,
+            allocated_bytes,
+            new_bytes: self.stats.new_bytes,
+            stored_bytes: self.stats.pack_bytes + snapshot.len,
+            blocks: self.blocks,
+            unchanged_blocks: self.unchanged_blocks,
+            snapshot,
+        })
+    }
+
+    /// Packs written, and packs that chunks were found in: the latter must still be there.
+    fn packs(&self) -> Result<Vec<PackId>> {
+        let mut packs: BTreeSet<PackId> = self.written_packs.iter().copied().collect();
+        for number in &self.used_packs {
+            let known = self.session.index.pack(*number);
+            if packs.insert(known.id) {
+                let len = self.session.repository.store.len(crate::store::ObjectName::Pack(known.id))?;
+                if len != known.len {
+                    let text = format!("pack {} has {len} bytes instead of {}", known.id.short(), known.len);
+                    return Err(Error::corrupt(text));
+                }
+            }
+        }
+        Ok(packs.into_iter().collect())
+    }
+}
+
+/// Whether a block equals the one in the snapshot it is compared with. One comparison of names; a parent that
+/// cannot be read only costs the short cut.
+fn is_unchanged(scanned: &ScannedBlock, cursor: &mut Option<LeafCursor<'_>>, monitor: &dyn Monitor) -> bool {
+    let Some(compare) = cursor else { return false };
+    match compare.leaf(scanned.block) {
+        Ok(leaf) => leaf != NodeId::NONE && leaf == scanned.leaf_id,
+        Err(error) => {
+            monitor.damage(&error.context("the earlier snapshot's manifest cannot be read: comparing without it"));
+            *cursor = None;
+            false
+        }
+    }
+}

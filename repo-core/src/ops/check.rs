@@ -1,0 +1,140 @@
+//! Check: reads what is stored and names what is damaged, down to the snapshots and disk ranges that it hits.
+//!
+//! Three passes. Objects: every key slot, snapshot record and pack is read as far as asked. Trees: every manifest node is
+//! visited once, every chunk it names is looked up. Only where damage was found, a third pass finds out whom it hits.
+
+mod packs;
+mod trees;
+
+use std::ops::Range;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::SnapshotId;
+use crate::keys::Role;
+use crate::keys::slot::{self, SLOT_LEN_MAX};
+use crate::monitor::Monitor;
+use crate::ops::open::Session;
+use crate::snapshot::{self, NamedSnapshot};
+use crate::store::ObjectName;
+
+/// How much to check.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CheckOptions {
+    /// Also read, open and re-hash every frame of every pack.
+    pub read_data: bool,
+}
+
+/// A damaged or missing object, or a part of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// The object's path in the repository.
+    pub object: String,
+    /// The frame of the pack, when it is one.
+    pub frame: Option<u32>,
+    /// What is wrong.
+    pub error: String,
+}
+
+/// What of a snapshot damage hits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Affected {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// The disk.
+    pub vdi: String,
+    /// Ranges of the disk in bytes, ascending, that cannot be restored.
+    pub ranges: Vec<Range<u64>>,
+}
+
+/// What a check found.
+#[derive(Debug, Clone, Default)]
+pub struct CheckReport {
+    /// Snapshot records that could be read.
+    pub snapshots: u64,
+    /// Packs looked at.
+    pub packs: u64,
+    /// Bytes of packs that were read and verified.
+    pub read_bytes: u64,
+    /// Manifest nodes visited, each once.
+    pub nodes: u64,
+    /// Chunks looked up.
+    pub chunks: u64,
+    /// What is damaged.
+    pub damages: Vec<Damage>,
+    /// What that hits.
+    pub affected: Vec<Affected>,
+    /// Objects that could not be read now, which says nothing about their bytes.
+    pub unavailable: Vec<String>,
+}
+
+impl CheckReport {
+    /// Whether all that was looked at is sound.
+    pub fn is_clean(&self) -> bool {
+        self.damages.is_empty() && self.affected.is_empty() && self.unavailable.is_empty()
+    }
+
+    fn note(&mut self, monitor: &dyn Monitor, object: impl Into<String>, frame: Option<u32>, error: &Error) {
+        let object = object.into();
+        if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Io) {
+            monitor.warn(&format!("{object} cannot be read now: {error:?}"));
+            self.unavailable.push(object);
+            return;
+        }
+        monitor.damage(error);
+        self.damages.push(Damage { object, frame, error: text_of(error) });
+    }
+}
+
+/// An error and its causes on one line.
+fn text_of(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// Checks a repository.
+///
+/// # Errors
+/// `Unauthenticated` when `read_data` is asked for without the keys it takes; `Unavailable` when the store cannot be listed;
+/// `Interrupted`. Damage is no error: it is in the report.
+pub fn check(session: &Session, options: CheckOptions, monitor: &dyn Monitor) -> Result<CheckReport> {
+    if options.read_data {
+        session.repository.keys.get(Role::Identity)?;
+        session.repository.keys.get(Role::Data)?;
+    }
+    let mut report = CheckReport::default();
+    check_slots(session, &mut report, monitor)?;
+    let snapshots = check_snapshots(session, &mut report, monitor)?;
+    let bad = packs::check(session, options, &snapshots, &mut report, monitor)?;
+    trees::check(session, &snapshots, &bad, &mut report, monitor)?;
+    Ok(report)
+}
+
+fn check_slots(session: &Session, report: &mut CheckReport, monitor: &dyn Monitor) -> Result<()> {
+    for listed in session.repository.store.list_slots()? {
+        let name = ObjectName::Slot(listed.id);
+        let inspected =
+            session.repository.store.get(name, SLOT_LEN_MAX).and_then(|bytes| slot::inspect(listed.id, &bytes));
+        if let Err(error) = inspected {
+            report.note(monitor, name.path(), None, &error);
+        }
+    }
+    Ok(())
+}
+
+fn check_snapshots(session: &Session, report: &mut CheckReport, monitor: &dyn Monitor) -> Result<Vec<NamedSnapshot>> {
+    let mut snapshots = Vec::new();
+    for listed in session.repository.store.list_snapshots()? {
+        match snapshot::read(&session.repository, listed.id) {
+            Ok(snapshot) => snapshots.push(snapshot),
+            Err(error) => report.note(monitor, ObjectName::Snapshot(listed.id).path(), None, &error),
+        }
+    }
+    report.snapshots = snapshots.len() as u64;
+    Ok(snapshots)
+}

@@ -1,0 +1,71 @@
+//! Opening a repository for work: with an index that is up to date.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::content::ContentReader;
+use crate::error::{ErrorKind, Result};
+use crate::index::sync::{SyncStats, sync};
+use crate::index::{Index, Origin};
+use crate::monitor::Monitor;
+use crate::repository::Repository;
+
+/// A repository with an index that is up to date.
+pub struct Session {
+    /// The repository.
+    pub repository: Arc<Repository>,
+    /// The index.
+    pub index: Arc<Index>,
+    /// Reads stored content through both.
+    pub content: Arc<ContentReader>,
+    /// What bringing the index up to date did.
+    pub sync: SyncStats,
+}
+
+/// Opens the index of a repository: in its own `index/` folder, or under `cache` where that cannot be written.
+///
+/// # Errors
+/// `Io` when no index can be kept anywhere; `Locked`; `Unavailable`.
+pub fn open_session(repository: Repository, cache: Option<&Path>, monitor: &dyn Monitor) -> Result<Session> {
+    let (index, origin) = open_index(&repository, cache, monitor)?;
+    if origin == Origin::Replaced {
+        monitor.warn("the index was unreadable or not of this repository: it is made anew from the packs");
+    }
+    let (index, stats) = sync(index, &repository, monitor)?;
+    if stats.vanished_packs > 0 {
+        monitor.warn(&format!(
+            "{} packs that the index knew are gone from the repository: the index was made anew; run cairn check",
+            stats.vanished_packs
+        ));
+    }
+    into_session(repository, index, stats)
+}
+
+/// Empties one replica of the index and fills it from the packs, without trusting anything it held.
+///
+/// # Errors
+/// As [`open_session`].
+pub fn rebuild_index(repository: Repository, cache: Option<&Path>, monitor: &dyn Monitor) -> Result<Session> {
+    let (index, _) = open_index(&repository, cache, monitor)?;
+    let index = index.clear(repository.config.id)?;
+    let (index, stats) = sync(index, &repository, monitor)?;
+    into_session(repository, index, stats)
+}
+
+fn into_session(repository: Repository, index: Index, sync: SyncStats) -> Result<Session> {
+    let (repository, index) = (Arc::new(repository), Arc::new(index));
+    let content = Arc::new(ContentReader::new(repository.clone(), index.clone())?);
+    Ok(Session { repository, index, content, sync })
+}
+
+fn open_index(repository: &Repository, cache: Option<&Path>, monitor: &dyn Monitor) -> Result<(Index, Origin)> {
+    let own: PathBuf = repository.store.root().join("index");
+    match (Index::open(&own, repository.config.id), cache) {
+        (Err(error), Some(cache)) if error.kind() == ErrorKind::Io => {
+            let folder = cache.join(repository.config.id.to_hex());
+            monitor.warn(&format!("{} cannot be written: the index is kept in {}", own.display(), folder.display()));
+            Index::open(&folder, repository.config.id)
+        }
+        (opened, _) => opened,
+    }
+}

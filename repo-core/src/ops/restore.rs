@@ -1,0 +1,232 @@
+//! Restore: snapshot → manifest → plan sorted by pack → ranged reads → open, decompress, verify → writer.
+//!
+//! The disk is worked through in windows of blocks. Within a window every frame is read and decoded once, whatever the order
+//! its chunks have on the disk, on all cores; so an old snapshot restores as fast as a new one.
+
+mod window;
+
+use std::ops::Range;
+
+use crate::chunk::ChunkHasher;
+use crate::disk::{DiskSink, PresentBlocks, StreamSink};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::NodeId;
+use crate::keys::Role;
+use crate::manifest::Tree;
+use crate::manifest::walk::Leaves;
+use crate::monitor::{Monitor, check_cancelled};
+use crate::ops::open::Session;
+use crate::units::{BLOCK_LEN, BlockIndex};
+use window::{WindowBuffer, WindowPlan};
+
+/// Blocks planned together when writes may come in any order: 1 GiB of disk, at most 262 144 chunks.
+const FILE_WINDOW: usize = 512;
+/// Blocks held in memory when writes must come in order: 128 MiB.
+const STREAM_WINDOW: usize = 64;
+
+/// Where a disk is restored to.
+pub enum Target {
+    /// Writes may come in any order: a file, a device.
+    File(Box<dyn DiskSink>),
+    /// Writes must come in order: a pipe.
+    Stream(Box<dyn StreamSink>),
+}
+
+/// How to restore.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RestoreOptions {
+    /// Go on past damage, leaving zeros where content cannot be read. Otherwise the first damage ends the restore.
+    pub keep_going: bool,
+}
+
+/// What a restore did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RestoreReport {
+    /// Content written, in bytes, without zeros.
+    pub written_bytes: u64,
+    /// Ranges of the disk, in bytes, ascending, that could not be read and are zeros now. Empty unless
+    /// [`RestoreOptions::keep_going`].
+    pub holes: Vec<Range<u64>>,
+}
+
+/// A disk to be restored: its tree, and which of its blocks hold anything.
+pub struct RestorePlan {
+    tree: Tree,
+    leaves: Vec<(BlockIndex, NodeId)>,
+    holes: Vec<Range<u64>>,
+    present: PresentBlocks,
+}
+
+impl RestorePlan {
+    /// Walks the tree down to the names of its leaves.
+    ///
+    /// # Errors
+    /// `Corrupt` when a node is missing or damaged, unless `keep_going`; `Unavailable`.
+    pub fn new(session: &Session, tree: Tree, options: RestoreOptions, monitor: &dyn Monitor) -> Result<Self> {
+        let mut leaves = Vec::new();
+        let mut holes = Holes::default();
+        let mut present = PresentBlocks::new(tree.virtual_size);
+        let mut next_block = 0;
+        let mut unread = false;
+        for leaf in Leaves::new(&tree, &*session.content) {
+            match leaf {
+                Ok((block, id)) => {
+                    if block.0 >= present.block_count() {
+                        return Err(Error::corrupt(format!("the manifest has a block {block} past the disk's end")));
+                    }
+                    if std::mem::take(&mut unread) {
+                        holes.add(BlockIndex(next_block).offset_bytes()..block.offset_bytes());
+                    }
+                    next_block = block.0 + 1;
+                    present.insert(block);
+                    leaves.push((block, id));
+                }
+                Err(error) if options.keep_going && error.is_damage() => {
+                    monitor.damage(&error);
+                    unread = true;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if unread {
+            holes.add(BlockIndex(next_block).offset_bytes()..tree.virtual_size);
+        }
+        Ok(Self { tree, leaves, holes: holes.0, present })
+    }
+
+    /// Which blocks hold anything. A target that must know its length beforehand needs this.
+    pub fn present(&self) -> &PresentBlocks {
+        &self.present
+    }
+}
+
+/// Restores a disk.
+///
+/// # Errors
+/// `Corrupt` naming the range when content is damaged, unless told to go on; `Io` when the target cannot be written.
+pub fn restore(
+    session: &Session,
+    plan: RestorePlan,
+    target: Target,
+    options: RestoreOptions,
+    monitor: &dyn Monitor,
+) -> Result<RestoreReport> {
+    let total = plan.leaves.len() as u64 * BLOCK_LEN as u64;
+    monitor.begin("restoring", Some(total));
+    // Said once and clearly, rather than as damage of every frame.
+    session.repository.keys.get(Role::Data)?;
+    let hasher = ChunkHasher::new(&session.repository.keys)?;
+    let mut restore = Restore {
+        session,
+        hasher,
+        options,
+        monitor,
+        virtual_size: plan.tree.virtual_size,
+        written_bytes: 0,
+        holes: Holes(plan.holes),
+    };
+    match target {
+        Target::File(sink) => restore.to_file(&plan.leaves, &*sink)?,
+        Target::Stream(sink) => restore.to_stream(&plan.leaves, sink)?,
+    }
+    monitor.end();
+    Ok(RestoreReport { written_bytes: restore.written_bytes, holes: restore.holes.merged() })
+}
+
+struct Restore<'a> {
+    session: &'a Session,
+    hasher: ChunkHasher,
+    options: RestoreOptions,
+    monitor: &'a dyn Monitor,
+    virtual_size: u64,
+    written_bytes: u64,
+    holes: Holes,
+}
+
+impl Restore<'_> {
+    fn to_file(&mut self, leaves: &[(BlockIndex, NodeId)], sink: &dyn DiskSink) -> Result<()> {
+        for window in leaves.chunks(FILE_WINDOW) {
+            self.window(window, sink)?;
+        }
+        sink.finish()
+    }
+
+    fn to_stream(&mut self, leaves: &[(BlockIndex, NodeId)], mut sink: Box<dyn StreamSink>) -> Result<()> {
+        let mut buffer = WindowBuffer::new();
+        for window in leaves.chunks(STREAM_WINDOW) {
+            buffer.reset(window.iter().map(|(block, _)| *block));
+            self.window(window, &buffer)?;
+            buffer.write_to(&mut *sink)?;
+        }
+        sink.finish()
+    }
+
+    fn window(&mut self, leaves: &[(BlockIndex, NodeId)], sink: &dyn DiskSink) -> Result<()> {
+        check_cancelled(self.monitor)?;
+        let plan = WindowPlan::new(&self.session.content, leaves, self.virtual_size, &mut |range, error| {
+            self.options.damage(self.monitor, &mut self.holes, range, error)
+        })?;
+        let outcome = plan.run(&self.session.content, &self.hasher, sink, self.monitor);
+        for (range, error) in outcome.damages {
+            self.options.damage(self.monitor, &mut self.holes, range, error)?;
+        }
+        self.written_bytes += outcome.written_bytes;
+        self.monitor.advance(leaves.len() as u64 * BLOCK_LEN as u64);
+        Ok(())
+    }
+}
+
+impl RestoreOptions {
+    /// Notes damage at a range of the disk and goes on, or ends the restore.
+    fn damage(self, monitor: &dyn Monitor, holes: &mut Holes, range: Range<u64>, error: Error) -> Result<()> {
+        let error = if error.is_damage() || error.kind() == ErrorKind::NotFound {
+            Error::with_source(
+                ErrorKind::Corrupt,
+                format!("bytes {} to {} of the disk cannot be restored", range.start, range.end),
+                error,
+            )
+        } else {
+            return Err(error);
+        };
+        if !self.keep_going {
+            return Err(error);
+        }
+        monitor.damage(&error);
+        holes.add(range);
+        Ok(())
+    }
+}
+
+/// Ranges collected in any order.
+#[derive(Default)]
+struct Holes(Vec<Range<u64>>);
+
+impl Holes {
+    fn add(&mut self, range: Range<u64>) {
+        self.0.push(range);
+    }
+
+    /// The ranges ascending, those that touch made one.
+    fn merged(mut self) -> Vec<Range<u64>> {
+        self.0.sort_unstable_by_key(|range| (range.start, range.end));
+        let mut merged: Vec<Range<u64>> = Vec::new();
+        for range in self.0 {
+            match merged.last_mut() {
+                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                _ => merged.push(range),
+            }
+        }
+        merged
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_that_touch_are_one() {
+        let holes = Holes(vec![20..30, 0..10, 10..20, 40..50, 45..47]);
+        assert_eq!(holes.merged(), [0..30, 40..50]);
+    }
+}

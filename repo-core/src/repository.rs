@@ -1,0 +1,191 @@
+//! An open repository: its store, its configuration, and the keys this process was given.
+
+use zeroize::Zeroizing;
+
+use crate::chunk::ChunkParams;
+use crate::config::{CONFIG_LEN_MAX, Config};
+use crate::entropy::Entropy;
+use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::id::{RepositoryId, SlotId};
+use crate::keys::slot::{self, SLOT_LEN_MAX, SlotInfo, Unlock};
+use crate::keys::{Key, RoleKeys};
+use crate::seal::Suite;
+use crate::store::{ObjectName, Store};
+
+/// What is chosen when a repository is made.
+#[derive(Debug, Clone, Copy)]
+pub struct InitOptions {
+    /// How packs and snapshot records are sealed.
+    pub suite: Suite,
+    /// Where chunks end.
+    pub chunk: ChunkParams,
+    /// Plaintext a data frame is closed at, in bytes.
+    pub frame_len: u32,
+    /// Length a pack is closed at, in bytes.
+    pub pack_len: u32,
+    /// The time now, in milliseconds since the Unix epoch.
+    pub now_ms: i64,
+}
+
+impl InitOptions {
+    /// The choices of a plain `init` at a time.
+    pub fn new(suite: Suite, now_ms: i64) -> Self {
+        Self { suite, chunk: ChunkParams::default(), frame_len: 1024 * 1024, pack_len: 32 * 1024 * 1024, now_ms }
+    }
+}
+
+/// An open repository.
+pub struct Repository {
+    /// Where its objects are.
+    pub store: Store,
+    /// What is fixed.
+    pub config: Config,
+    /// What this process may do.
+    pub keys: RoleKeys,
+    /// Randomness for salts.
+    pub entropy: Entropy,
+    master: Option<Key>,
+}
+
+impl Repository {
+    /// Makes a repository in an empty store, with one key slot.
+    ///
+    /// # Errors
+    /// `Invalid` when `unlock` does not go with the suite; `AlreadyExists`; `Io`.
+    pub fn create(
+        store: Store,
+        options: &InitOptions,
+        unlock: &Unlock<'_>,
+        label: &str,
+        entropy: Entropy,
+    ) -> Result<Self> {
+        check_unlock(options.suite, unlock)?;
+        let config = Config {
+            id: RepositoryId(entropy.bytes()?),
+            created_ms: options.now_ms,
+            suite: options.suite,
+            chunk: options.chunk,
+            frame_len: options.frame_len,
+            pack_len: options.pack_len,
+        };
+        let master: Key = Zeroizing::new(entropy.bytes()?);
+        let keys = RoleKeys::from_master(&master);
+        let bytes = config.encode(&keys)?;
+        Config::decode(&bytes).map_err(|error| Error::with_source(ErrorKind::Invalid, "cannot create that", error))?;
+        let repository = Self { store, config, keys, entropy, master: Some(master) };
+        repository.add_slot(unlock, label, options.now_ms)?;
+        // Last: a folder without it is no repository yet.
+        repository.store.put_new(ObjectName::Config, &bytes)?;
+        Ok(repository)
+    }
+
+    /// Opens a repository with what unlocks one of its key slots.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no repository; `Unauthenticated` when nothing opens; `Corrupt`, `Unsupported`.
+    pub fn open(store: Store, unlock: &Unlock<'_>, entropy: Entropy) -> Result<Self> {
+        let bytes = config_bytes(&store)?;
+        let config = Config::decode(&bytes).context(|| "the configuration cannot be used")?;
+        check_unlock(config.suite, unlock)?;
+        let opened = open_any_slot(&store, config.id, unlock)?;
+        Config::authenticate(&bytes, &opened.roles)?;
+        Ok(Self { store, config, keys: opened.roles, entropy, master: opened.master })
+    }
+
+    /// Whether the repository in `store` wants a passphrase.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no repository; `Corrupt`, `Unsupported`.
+    pub fn suite_of(store: &Store) -> Result<Suite> {
+        let config = Config::decode(&config_bytes(store)?).context(|| "the configuration cannot be used")?;
+        Ok(config.suite)
+    }
+
+    /// Adds a key slot, and gives its name.
+    ///
+    /// # Errors
+    /// `Unauthenticated` when this process does not hold the master key; `Invalid`; `Io`.
+    pub fn add_slot(&self, unlock: &Unlock<'_>, label: &str, now_ms: i64) -> Result<SlotId> {
+        check_unlock(self.config.suite, unlock)?;
+        let master = self.master.as_ref().ok_or_else(|| {
+            Error::new(
+                ErrorKind::Unauthenticated,
+                "the key in use does not hold the master key, which a new slot needs",
+            )
+        })?;
+        let bytes = slot::encode(master, unlock, label, now_ms, self.config.id, &self.entropy)?;
+        let id = SlotId(*blake3::hash(&bytes).as_bytes());
+        self.store.put_new(ObjectName::Slot(id), &bytes)?;
+        Ok(id)
+    }
+
+    /// The key slots, oldest first. Slots that cannot be read are errors beside the others.
+    ///
+    /// # Errors
+    /// `Unavailable` when the store cannot be listed.
+    pub fn slots(&self) -> Result<Vec<Result<SlotInfo>>> {
+        let mut slots: Vec<_> = self
+            .store
+            .list_slots()?
+            .into_iter()
+            .map(|listed| {
+                let bytes = self.store.get(ObjectName::Slot(listed.id), SLOT_LEN_MAX)?;
+                slot::inspect(listed.id, &bytes)
+            })
+            .collect();
+        slots.sort_by_key(|slot| slot.as_ref().map_or((i64::MAX, None), |slot| (slot.created_ms, Some(slot.id))));
+        Ok(slots)
+    }
+
+    /// Removes a key slot. The last one that can be read is never removed: the repository would be lost.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` for the last one.
+    pub fn remove_slot(&self, id: SlotId) -> Result<()> {
+        let slots = self.slots()?;
+        if !slots.iter().flatten().any(|slot| slot.id != id) {
+            return Err(Error::invalid("this is the last key slot: without it the repository could never be opened"));
+        }
+        self.store.delete(ObjectName::Slot(id))
+    }
+}
+
+fn config_bytes(store: &Store) -> Result<Vec<u8>> {
+    store.get(ObjectName::Config, CONFIG_LEN_MAX).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => {
+            error.context(format!("{} is not a repository: it has no config", store.root().display()))
+        }
+        _ => error,
+    })
+}
+
+fn check_unlock(suite: Suite, unlock: &Unlock<'_>) -> Result<()> {
+    match (suite, unlock) {
+        (Suite::None, Unlock::Open) | (Suite::Aes256Gcm, Unlock::Passphrase { .. }) => Ok(()),
+        (Suite::None, _) => Err(Error::invalid("this repository is not encrypted and takes no passphrase")),
+        (Suite::Aes256Gcm, _) => Err(Error::new(ErrorKind::Unauthenticated, "this repository wants a passphrase")),
+    }
+}
+
+fn open_any_slot(store: &Store, id: RepositoryId, unlock: &Unlock<'_>) -> Result<slot::Opened> {
+    let listed = store.list_slots()?;
+    let mut damaged = None;
+    for slot_listed in &listed {
+        let opened = store
+            .get(ObjectName::Slot(slot_listed.id), SLOT_LEN_MAX)
+            .and_then(|bytes| slot::open(slot_listed.id, &bytes, unlock, id));
+        match opened {
+            Ok(Some(opened)) => return Ok(opened),
+            Ok(None) => {}
+            // Another slot may still open.
+            Err(error) => damaged = Some(error),
+        }
+    }
+    match damaged {
+        Some(error) => Err(error.context("no key slot opens, and one cannot be read")),
+        None if listed.is_empty() => Err(Error::corrupt("the repository has no key slot: keys/ is empty")),
+        None => {
+            Err(Error::new(ErrorKind::Unauthenticated, "wrong passphrase: it opens no key slot of this repository"))
+        }
+    }
+}

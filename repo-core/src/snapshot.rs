@@ -1,0 +1,341 @@
+//! Snapshot records: the only commit point (docs/format.md §9).
+
+use std::collections::BTreeMap;
+
+use minicbor::bytes::{ByteArray, ByteVec};
+use minicbor::{Decode, Encode};
+use rayon::prelude::*;
+use zerocopy::IntoBytes;
+
+use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::id::{NodeId, PackId, SnapshotId};
+use crate::keys::{Role, derive};
+use crate::manifest::Tree;
+use crate::object::{ObjectHeader, ObjectKind, split, split_len};
+use crate::repository::Repository;
+use crate::seal::{Aead, NONCE_ZERO};
+use crate::store::ObjectName;
+use crate::units::VIRTUAL_SIZE_MAX;
+
+/// The largest record a reader takes, in bytes: VM metadata and the pack list of a backup of hundreds of TiB fit.
+pub const RECORD_LEN_MAX: u64 = 256 * 1024 * 1024;
+
+const SALT_LEN: usize = 32;
+
+/// One committed backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The moment the disks' content stands for, in milliseconds since the Unix epoch.
+    pub time_ms: i64,
+    /// When it was committed, in milliseconds since the Unix epoch.
+    pub committed_ms: i64,
+    /// The VM's name.
+    pub vm: Option<String>,
+    /// The disks, at least one.
+    pub disks: Vec<Disk>,
+    /// Packs that this backup wrote or found chunks in.
+    pub packs: Vec<PackId>,
+    /// What the backup added.
+    pub stats: SnapshotStats,
+    /// The program that wrote it.
+    pub program: String,
+    /// VM metadata, as given by the caller.
+    pub metadata: BTreeMap<String, Vec<u8>>,
+}
+
+/// One disk of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// The VDI's identity, chosen by the user.
+    pub vdi: String,
+    /// Its content.
+    pub tree: Tree,
+    /// The format it was read from.
+    pub source_format: String,
+    /// Its non-zero pages, in bytes.
+    pub allocated_bytes: u64,
+    /// The snapshot it was compared with.
+    pub parent: Option<SnapshotId>,
+}
+
+/// What a backup added to the repository.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct SnapshotStats {
+    /// Plaintext of chunks stored anew, in bytes.
+    #[n(0)]
+    pub new_bytes: u64,
+    /// Chunks stored anew.
+    #[n(1)]
+    pub new_chunks: u64,
+    /// Packs written, in bytes.
+    #[n(2)]
+    pub pack_bytes: u64,
+}
+
+/// A snapshot with its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedSnapshot {
+    /// The name.
+    pub id: SnapshotId,
+    /// The record's length in bytes.
+    pub len: u64,
+    /// The record.
+    pub snapshot: Snapshot,
+}
+
+#[derive(Encode, Decode)]
+#[cbor(map)]
+struct StoredSnapshot {
+    #[n(0)]
+    time_ms: i64,
+    #[n(1)]
+    committed_ms: i64,
+    #[n(2)]
+    vm: Option<String>,
+    #[n(3)]
+    disks: Vec<StoredDisk>,
+    #[n(4)]
+    packs: ByteVec,
+    #[n(5)]
+    stats: SnapshotStats,
+    #[n(6)]
+    program: String,
+    #[n(7)]
+    metadata: Option<BTreeMap<String, ByteVec>>,
+}
+
+#[derive(Encode, Decode)]
+#[cbor(map)]
+struct StoredDisk {
+    #[n(0)]
+    vdi: String,
+    #[n(1)]
+    virtual_size: u64,
+    #[n(2)]
+    root: ByteArray<32>,
+    #[n(3)]
+    source_format: String,
+    #[n(4)]
+    allocated_bytes: u64,
+    #[n(5)]
+    parent: Option<ByteArray<32>>,
+}
+
+impl Snapshot {
+    /// The disk of a VDI, if the snapshot has it.
+    pub fn disk(&self, vdi: &str) -> Option<&Disk> {
+        self.disks.iter().find(|disk| disk.vdi == vdi)
+    }
+
+    /// The record's CBOR.
+    pub fn encode(&self) -> Vec<u8> {
+        let metadata: BTreeMap<_, _> =
+            self.metadata.iter().map(|(name, bytes)| (name.clone(), ByteVec::from(bytes.clone()))).collect();
+        let stored = StoredSnapshot {
+            time_ms: self.time_ms,
+            committed_ms: self.committed_ms,
+            vm: self.vm.clone(),
+            disks: self.disks.iter().map(StoredDisk::from).collect(),
+            packs: self.packs.iter().flat_map(|pack| pack.0).collect::<Vec<_>>().into(),
+            stats: self.stats,
+            program: self.program.clone(),
+            metadata: (!metadata.is_empty()).then_some(metadata),
+        };
+        minicbor::to_vec(&stored).expect("writing CBOR into memory cannot fail")
+    }
+
+    /// Reads a record's CBOR.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is malformed or a value is out of range.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let stored: StoredSnapshot = minicbor::decode(bytes)
+            .map_err(|error| Error::with_source(ErrorKind::Corrupt, "snapshot record is malformed", error))?;
+        let (packs, rest) = stored.packs.as_chunks::<32>();
+        if !rest.is_empty() {
+            return Err(Error::corrupt(format!("pack list of {} bytes is cut short", stored.packs.len())));
+        }
+        let disks: Vec<_> = stored.disks.into_iter().map(Disk::try_from).collect::<Result<_>>()?;
+        if disks.is_empty() {
+            return Err(Error::corrupt("snapshot record has no disk"));
+        }
+        Ok(Self {
+            time_ms: stored.time_ms,
+            committed_ms: stored.committed_ms,
+            vm: stored.vm,
+            disks,
+            packs: packs.iter().map(|pack| PackId(*pack)).collect(),
+            stats: stored.stats,
+            program: stored.program,
+            metadata: stored
+                .metadata
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(name, bytes)| (name, bytes.into()))
+                .collect(),
+        })
+    }
+}
+
+impl From<&Disk> for StoredDisk {
+    fn from(disk: &Disk) -> Self {
+        Self {
+            vdi: disk.vdi.clone(),
+            virtual_size: disk.tree.virtual_size,
+            root: disk.tree.root.0.into(),
+            source_format: disk.source_format.clone(),
+            allocated_bytes: disk.allocated_bytes,
+            parent: disk.parent.map(|parent| parent.0.into()),
+        }
+    }
+}
+
+impl TryFrom<StoredDisk> for Disk {
+    type Error = Error;
+
+    fn try_from(stored: StoredDisk) -> Result<Self> {
+        if stored.virtual_size > VIRTUAL_SIZE_MAX {
+            return Err(Error::corrupt(format!("virtual size {} is out of range", stored.virtual_size)));
+        }
+        Ok(Self {
+            vdi: stored.vdi,
+            tree: Tree { root: NodeId(stored.root.into()), virtual_size: stored.virtual_size },
+            source_format: stored.source_format,
+            allocated_bytes: stored.allocated_bytes,
+            parent: stored.parent.map(|parent| SnapshotId(parent.into())),
+        })
+    }
+}
+
+/// Seals a record and stores it: from here on the snapshot exists. Everything it names must be durable.
+///
+/// # Errors
+/// `Unauthenticated` without the structure key; `Io`.
+pub fn commit(repository: &Repository, snapshot: Snapshot) -> Result<NamedSnapshot> {
+    let salt: [u8; SALT_LEN] = repository.entropy.bytes()?;
+    let mut sealed = snapshot.encode();
+    let len = u32::try_from(sealed.len() + crate::seal::TAG_LEN)
+        .map_err(|_| Error::invalid("VM metadata is too large for a snapshot record"))?;
+    let mut object = ObjectHeader::new(ObjectKind::Snapshot).as_bytes().to_vec();
+    object.extend_from_slice(&salt);
+    object.extend_from_slice(&len.to_le_bytes());
+    sealer(repository, &salt)?.seal(&NONCE_ZERO, &context(repository, &object), &mut sealed);
+    object.extend_from_slice(&sealed);
+    if object.len() as u64 > RECORD_LEN_MAX {
+        return Err(Error::invalid(format!("snapshot record of {} bytes is too large", object.len())));
+    }
+    let id = SnapshotId(*blake3::hash(&object).as_bytes());
+    repository.store.put_new(ObjectName::Snapshot(id), &object)?;
+    Ok(NamedSnapshot { id, len: object.len() as u64, snapshot })
+}
+
+/// Reads one snapshot record.
+///
+/// # Errors
+/// `NotFound`; `Corrupt` when it is damaged; `Unavailable`.
+pub fn read(repository: &Repository, id: SnapshotId) -> Result<NamedSnapshot> {
+    let name = ObjectName::Snapshot(id);
+    let object = repository.store.get(name, RECORD_LEN_MAX)?;
+    let snapshot = open(repository, id, &object).context(|| format!("snapshot {}", id.short()))?;
+    Ok(NamedSnapshot { id, len: object.len() as u64, snapshot })
+}
+
+fn open(repository: &Repository, id: SnapshotId, object: &[u8]) -> Result<Snapshot> {
+    if blake3::hash(object).as_bytes() != id.as_bytes() {
+        return Err(Error::corrupt("the record's bytes do not match its name"));
+    }
+    let rest = ObjectHeader::check(object, ObjectKind::Snapshot)?;
+    let (salt, rest) = split(rest, SALT_LEN, "snapshot salt")?;
+    let (len, sealed) = split_len(rest, "snapshot record")?;
+    if len != sealed.len() {
+        return Err(Error::corrupt(format!("sealed record has {} bytes instead of {len}", sealed.len())));
+    }
+    let context = context(repository, &object[..object.len() - sealed.len()]);
+    let mut record = sealed.to_vec();
+    sealer(repository, salt)?
+        .open(&NONCE_ZERO, &context, &mut record)
+        .map_err(|error| Error::with_source(ErrorKind::Unauthenticated, "written with another key", error))?;
+    Snapshot::decode(&record)
+}
+
+fn sealer(repository: &Repository, salt: &[u8]) -> Result<Box<dyn Aead>> {
+    let key = derive("cairn v1 snapshot key", &[&repository.keys.get(Role::Structure)?[..], salt]);
+    Ok(repository.config.suite.sealer(&key))
+}
+
+fn context(repository: &Repository, before: &[u8]) -> Vec<u8> {
+    [repository.config.id.as_bytes(), before].concat()
+}
+
+/// All snapshots, oldest first, and an error for each record that cannot be read.
+///
+/// # Errors
+/// `Unavailable` when the store cannot be listed.
+pub fn read_all(repository: &Repository) -> Result<(Vec<NamedSnapshot>, Vec<Error>)> {
+    let listed = repository.store.list_snapshots()?;
+    let read: Vec<_> = listed.par_iter().map(|listed| read(repository, listed.id)).collect();
+    let (mut snapshots, mut errors) = (Vec::new(), Vec::new());
+    for result in read {
+        match result {
+            Ok(snapshot) => snapshots.push(snapshot),
+            Err(error) => errors.push(error),
+        }
+    }
+    snapshots.sort_by_key(|named| (named.snapshot.time_ms, named.snapshot.committed_ms, named.id));
+    Ok((snapshots, errors))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sample() -> Snapshot {
+        Snapshot {
+            time_ms: -5,
+            committed_ms: 1_700_000_000_000,
+            vm: Some("web-01".to_owned()),
+            disks: vec![Disk {
+                vdi: "a".to_owned(),
+                tree: Tree { root: NodeId([3; 32]), virtual_size: 12345 },
+                source_format: "raw".to_owned(),
+                allocated_bytes: 4096,
+                parent: Some(SnapshotId([4; 32])),
+            }],
+            packs: vec![PackId([1; 32]), PackId([2; 32])],
+            stats: SnapshotStats { new_bytes: 1, new_chunks: 2, pack_bytes: 3 },
+            program: "cairn".to_owned(),
+            metadata: BTreeMap::from([("vm.json".to_owned(), b"{}".to_vec())]),
+        }
+    }
+
+    #[test]
+    fn a_record_round_trips() {
+        let snapshot = sample();
+        assert_eq!(Snapshot::decode(&snapshot.encode()).unwrap(), snapshot);
+        let bare = Snapshot { vm: None, metadata: BTreeMap::new(), packs: vec![], ..snapshot };
+        assert_eq!(Snapshot::decode(&bare.encode()).unwrap(), bare);
+    }
+
+    #[test]
+    fn a_field_of_a_later_version_is_skipped() {
+        let mut bytes = sample().encode();
+        assert_eq!(bytes[0], 0xa8, "a map of 8 fields");
+        bytes[0] = 0xa9;
+        bytes.extend_from_slice(&[0x18, 99, 0x01]);
+        assert_eq!(Snapshot::decode(&bytes).unwrap(), sample());
+    }
+
+    proptest! {
+        #[test]
+        fn changed_and_arbitrary_bytes_never_panic(at: prop::sample::Index, value: u8, noise: Vec<u8>) {
+            let mut bytes = sample().encode();
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+            let _ = Snapshot::decode(&bytes);
+            let _ = Snapshot::decode(&bytes[..at]);
+            let _ = Snapshot::decode(&noise);
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The durable path of a local folder: an object becomes visible whole, under its own name, after its bytes are on disk.
+//!
+//! The order is: write an unnamed file, fsync it, link it to its name without replacing, fsync the folder. A process
+//! killed at any instant leaves nothing behind where the file system has `O_TMPFILE`, and a file in `tmp/` elsewhere. `link`
+//! fails on a taken name also on NFS, where `rename` would replace.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+
+use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::store::ObjectName;
+
+/// A repository's folder.
+#[derive(Debug, Clone)]
+pub struct LocalDir {
+    root: PathBuf,
+}
+
+impl LocalDir {
+    /// The folder `root`, which need not exist yet.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// The folder's path.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Makes the folders of a new repository, durably.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when the folder holds anything already; `Io`.
+    pub fn create_layout(&self) -> Result<()> {
+        let cannot = || format!("cannot create {}", self.root.display());
+        fs::create_dir_all(&self.root).context(cannot)?;
+        if fs::read_dir(&self.root).context(cannot)?.next().is_some() {
+            let what = if self.root.join("config").exists() { "is a repository already" } else { "is not empty" };
+            return Err(Error::new(ErrorKind::AlreadyExists, format!("{} {what}", self.root.display())));
+        }
+        for folder in ["keys", "packs", "snapshots", "index", "tmp"] {
+            fs::create_dir(self.root.join(folder)).context(cannot)?;
+        }
+        sync_folder(&self.root)?;
+        match self.root.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent),
+            _ => Ok(()),
+        }
+    }
+
+    /// Begins an object.
+    ///
+    /// # Errors
+    /// `Io` when the folder cannot be written.
+    pub fn new_object(&self) -> Result<NewObject> {
+        let tmp = self.root.join("tmp");
+        let (file, named) = match open_unnamed(&tmp) {
+            Ok(file) => (file, None),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR | rustix::io::Errno::NOENT) => {
+                let (file, path) = open_named(&tmp)?;
+                (file, Some(path))
+            }
+            Err(error) => {
+                return Err(Error::io(format!("cannot write to {}", self.root.display()), error.into()));
+            }
+        };
+        Ok(NewObject { root: self.root.clone(), file, named })
+    }
+
+    /// Deletes an object, durably.
+    ///
+    /// # Errors
+    /// `NotFound`, `Io`.
+    pub fn delete(&self, name: ObjectName) -> Result<()> {
+        let path = self.root.join(name.path());
+        fs::remove_file(&path).context(|| format!("cannot delete {name}"))?;
+        sync_folder(parent_of(&path))
+    }
+}
+
+/// An object being written. Dropped before it is published, it leaves nothing.
+pub struct NewObject {
+    root: PathBuf,
+    file: File,
+    /// Where the file is while it has no proper name; `None` when it has none at all.
+    named: Option<PathBuf>,
+}
+
+impl NewObject {
+    /// Adds bytes at the end.
+    ///
+    /// # Errors
+    /// `Io`, with the operating system's reason: a full disk, above all.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).context(|| format!("cannot write to {}", self.root.display()))
+    }
+
+    /// Makes the bytes durable and gives them their name.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when the name is taken; `Io`.
+    pub fn publish(self, name: ObjectName) -> Result<()> {
+        let target = self.root.join(name.path());
+        let folder = parent_of(&target);
+        let cannot = || format!("cannot store {name}");
+        self.file.sync_all().context(cannot)?;
+        match fs::create_dir(folder) {
+            Ok(()) => sync_folder(parent_of(folder))?,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(Error::io(cannot(), error)),
+        }
+        match &self.named {
+            Some(path) => fs::hard_link(path, &target).context(cannot)?,
+            None => {
+                // linkat(2): the way to name an O_TMPFILE file without CAP_DAC_READ_SEARCH.
+                let open_file = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+                rustix::fs::linkat(CWD, open_file, CWD, &target, AtFlags::SYMLINK_FOLLOW)
+                    .map_err(|error| Error::io(cannot(), error.into()))?;
+            }
+        }
+        sync_folder(folder)
+    }
+}
+
+impl Drop for NewObject {
+    fn drop(&mut self) {
+        if let Some(path) = &self.named {
+            // What cannot be removed here is only a leftover in tmp/, which may be deleted at any time.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+fn open_unnamed(folder: &Path) -> std::result::Result<File, rustix::io::Errno> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    rustix::fs::open(folder, flags, Mode::from_raw_mode(0o600)).map(File::from)
+}
+
+fn open_named(folder: &Path) -> Result<(File, PathBuf)> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    fs::create_dir_all(folder).context(|| format!("cannot create {}", folder.display()))?;
+    loop {
+        let path = folder.join(format!("{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
+        match File::create_new(&path) {
+            Ok(file) => return Ok((file, path)),
+            // A leftover of an earlier process of the same number.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(Error::io(format!("cannot write to {}", folder.display()), error)),
+        }
+    }
+}
+
+fn parent_of(path: &Path) -> &Path {
+    path.parent().expect("an object's path is below the root")
+}
+
+fn sync_folder(folder: &Path) -> Result<()> {
+    File::open(folder).and_then(|folder| folder.sync_all()).context(|| format!("cannot sync {}", folder.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::PackId;
+
+    #[test]
+    fn the_path_for_file_systems_without_unnamed_files_publishes_and_cleans_up_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("r");
+        let local = LocalDir::new(&root);
+        local.create_layout().unwrap();
+        let named = || {
+            let (file, path) = open_named(&root.join("tmp")).unwrap();
+            NewObject { root: root.clone(), file, named: Some(path) }
+        };
+        let name = ObjectName::Pack(PackId([1; 32]));
+        let mut object = named();
+        object.append(b"x").unwrap();
+        object.publish(name).unwrap();
+        assert_eq!(named().publish(name).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(root.join(name.path())).unwrap(), b"x");
+        assert_eq!(fs::read_dir(root.join("tmp")).unwrap().count(), 0);
+    }
+}

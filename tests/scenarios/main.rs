@@ -1,0 +1,14 @@
+//! All scenarios, in one binary.
+
+mod model;
+
+#[test]
+fn every_scenario_file_is_part_of_this_binary() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+    let main = std::fs::read_to_string(folder.join("main.rs")).unwrap();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let module = name.strip_suffix(".rs").unwrap_or(&name);
+        assert!(module == "main" || main.contains(&format!("mod {module};")), "{name} is not declared in main.rs");
+    }
+}
