@@ -20,17 +20,18 @@ use self::vhd::file_source::VhdFileSource;
 use self::vhd::footer::Footer;
 use self::vhd::stream_source::VhdStreamSource;
 use self::vhd::trailer::{self, FileKind};
+use crate::direct::AlignedBuf;
 use crate::error::{Error, Result, ResultExt};
 use crate::units::{BLOCK_LEN, BlockIndex, SECTOR_LEN, VIRTUAL_SIZE_MAX, block_count};
 
-/// A 2 MiB buffer holding the content of one block. Bytes past the end of the disk are zero.
+/// A 2 MiB buffer holding the content of one block, where direct writes take it. Bytes past the end of the disk are zero.
 #[derive(Clone)]
-pub struct BlockBuf(Box<[u8]>);
+pub struct BlockBuf(AlignedBuf);
 
 impl BlockBuf {
     /// A buffer of zeros.
     pub fn new() -> Self {
-        Self(vec![0; BLOCK_LEN].into_boxed_slice())
+        Self(AlignedBuf::zeroed(BLOCK_LEN))
     }
 
     /// The block's 2 MiB.
@@ -110,7 +111,7 @@ pub trait DiskSource: Send {
 
 /// A disk being written. Positions and lengths are in bytes on the virtual disk.
 ///
-/// Several threads write at once, each range at most once, in any order. What is never written reads as zeros.
+/// Ranges come in any order, each at most once. What is never written reads as zeros.
 pub trait DiskSink: Send + Sync {
     /// Writes `bytes` at `offset`; both are multiples of 512 except at the disk's end.
     ///

@@ -3,7 +3,7 @@
 //! Data flows one way, and the modules are in that order; a lower one never names a higher one:
 //!
 //! ```text
-//! error, units, id, entropy, monitor
+//! error, units, id, entropy, monitor, direct
 //! disk        blocks of a virtual disk in, blocks out: VHD, raw
 //! seal, keys  authenticated sealing, the key hierarchy and its roles
 //! chunk       a block cut into chunks and named
@@ -23,6 +23,7 @@
 pub mod chunk;
 pub mod config;
 pub mod content;
+pub mod direct;
 pub mod disk;
 pub mod entropy;
 pub mod error;

@@ -19,10 +19,8 @@ use crate::ops::open::Session;
 use crate::units::{BLOCK_LEN, BlockIndex};
 use window::{WindowBuffer, WindowPlan};
 
-/// Blocks planned together when writes may come in any order: 1 GiB of disk, at most 262 144 chunks.
-const FILE_WINDOW: usize = 512;
-/// Blocks held in memory when writes must come in order: 128 MiB.
-const STREAM_WINDOW: usize = 64;
+/// Blocks in one window. Two windows are in memory: one being filled, one being written.
+const WINDOW: usize = 48;
 
 /// Where a disk is restored to.
 pub enum Target {
@@ -125,10 +123,7 @@ pub fn restore(
         written_bytes: 0,
         holes: Holes(plan.holes),
     };
-    match target {
-        Target::File(sink) => restore.to_file(&plan.leaves, &*sink)?,
-        Target::Stream(sink) => restore.to_stream(&plan.leaves, sink)?,
-    }
+    restore.run(&plan.leaves, target)?;
     monitor.end();
     Ok(RestoreReport { written_bytes: restore.written_bytes, holes: restore.holes.merged() })
 }
@@ -144,35 +139,58 @@ struct Restore<'a> {
 }
 
 impl Restore<'_> {
-    fn to_file(&mut self, leaves: &[(BlockIndex, NodeId)], sink: &dyn DiskSink) -> Result<()> {
-        for window in leaves.chunks(FILE_WINDOW) {
-            self.window(window, sink)?;
-        }
-        sink.finish()
+    /// Fills windows on all cores while another thread writes the one before.
+    fn run(&mut self, leaves: &[(BlockIndex, NodeId)], target: Target) -> Result<()> {
+        std::thread::scope(|scope| {
+            let (filled, to_write) = crossbeam_channel::bounded::<WindowBuffer>(1);
+            let (written, free) = crossbeam_channel::bounded(2);
+            let virtual_size = self.virtual_size;
+            let writer = scope.spawn(move || {
+                let mut target = target;
+                for buffer in to_write {
+                    buffer.write_to(&mut target, virtual_size)?;
+                    // The other end is gone only when the restore failed already.
+                    let _ = written.send(buffer);
+                }
+                Ok::<_, Error>(target)
+            });
+            let mut spare = vec![WindowBuffer::new(), WindowBuffer::new()];
+            for window in leaves.chunks(WINDOW) {
+                // No buffer comes back from a writer that failed: its error is taken below.
+                let Some(mut buffer) = spare.pop().or_else(|| free.recv().ok()) else { break };
+                buffer.reset(window.iter().map(|(block, _)| *block));
+                self.window(window, &buffer)?;
+                if filled.send(buffer).is_err() {
+                    break;
+                }
+            }
+            drop(filled);
+            let target = writer.join().map_err(|_| Error::internal("the writing thread panicked"))??;
+            target.finish()
+        })
     }
 
-    fn to_stream(&mut self, leaves: &[(BlockIndex, NodeId)], mut sink: Box<dyn StreamSink>) -> Result<()> {
-        let mut buffer = WindowBuffer::new();
-        for window in leaves.chunks(STREAM_WINDOW) {
-            buffer.reset(window.iter().map(|(block, _)| *block));
-            self.window(window, &buffer)?;
-            buffer.write_to(&mut *sink)?;
-        }
-        sink.finish()
-    }
-
-    fn window(&mut self, leaves: &[(BlockIndex, NodeId)], sink: &dyn DiskSink) -> Result<()> {
+    fn window(&mut self, leaves: &[(BlockIndex, NodeId)], buffer: &WindowBuffer) -> Result<()> {
         check_cancelled(self.monitor)?;
         let plan = WindowPlan::new(&self.session.content, leaves, self.virtual_size, &mut |range, error| {
             self.options.damage(self.monitor, &mut self.holes, range, error)
         })?;
-        let outcome = plan.run(&self.session.content, &self.hasher, sink, self.monitor);
+        let outcome = plan.run(&self.session.content, &self.hasher, buffer, self.monitor);
         for (range, error) in outcome.damages {
             self.options.damage(self.monitor, &mut self.holes, range, error)?;
         }
         self.written_bytes += outcome.written_bytes;
         self.monitor.advance(leaves.len() as u64 * BLOCK_LEN as u64);
         Ok(())
+    }
+}
+
+impl Target {
+    fn finish(self) -> Result<()> {
+        match self {
+            Self::File(sink) => sink.finish(),
+            Self::Stream(sink) => sink.finish(),
+        }
     }
 }
 

@@ -5,15 +5,18 @@
 //! fails on a taken name also on NFS, where `rename` would replace.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
+use crate::direct::{ALIGNMENT, AlignedBuf, DirectFile};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::store::ObjectName;
+
+/// What is collected before it is written, in bytes. A multiple of the alignment of direct writes.
+const BUFFER_LEN: usize = 1024 * 1024;
 
 /// A repository's folder.
 #[derive(Debug, Clone)]
@@ -69,7 +72,7 @@ impl LocalDir {
                 return Err(Error::io(format!("cannot write to {}", self.root.display()), error.into()));
             }
         };
-        Ok(NewObject { root: self.root.clone(), file, named })
+        Ok(NewObject::new(&self.root, file, named))
     }
 
     /// Deletes an object, durably.
@@ -86,29 +89,68 @@ impl LocalDir {
 /// An object being written. Dropped before it is published, it leaves nothing.
 pub struct NewObject {
     root: PathBuf,
-    file: File,
+    file: DirectFile,
+    /// Bytes not yet written, `buffered` of them.
+    buffer: AlignedBuf,
+    buffered: usize,
+    /// Bytes written, a multiple of the buffer's length.
+    written: u64,
     /// Where the file is while it has no proper name; `None` when it has none at all.
     named: Option<PathBuf>,
 }
 
 impl NewObject {
+    fn new(root: &Path, file: File, named: Option<PathBuf>) -> Self {
+        let (file, buffer) = (DirectFile::new(file), AlignedBuf::zeroed(BUFFER_LEN));
+        Self { root: root.to_owned(), file, buffer, buffered: 0, written: 0, named }
+    }
+
     /// Adds bytes at the end.
     ///
     /// # Errors
     /// `Io`, with the operating system's reason: a full disk, above all.
-    pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).context(|| format!("cannot write to {}", self.root.display()))
+    pub fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let room = &mut self.buffer[self.buffered..];
+            let (now, later) = bytes.split_at(bytes.len().min(room.len()));
+            room[..now.len()].copy_from_slice(now);
+            self.buffered += now.len();
+            bytes = later;
+            if self.buffered == BUFFER_LEN {
+                self.write_buffer(BUFFER_LEN)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_buffer(&mut self, len: usize) -> Result<()> {
+        let written = self.file.write_all_at(&self.buffer[..len], self.written);
+        written.context(|| format!("cannot write to {}", self.root.display()))?;
+        self.written += len as u64;
+        self.buffered = 0;
+        Ok(())
+    }
+
+    /// Writes what is buffered, padded so that it can be written directly, and cuts the padding off.
+    fn write_rest(&mut self) -> Result<()> {
+        let len = self.written + self.buffered as u64;
+        let padded = self.buffered.next_multiple_of(ALIGNMENT);
+        let end = self.buffered;
+        self.buffer[end..padded].fill(0);
+        self.write_buffer(padded)?;
+        self.file.file().set_len(len).context(|| format!("cannot write to {}", self.root.display()))
     }
 
     /// Makes the bytes durable and gives them their name.
     ///
     /// # Errors
     /// `AlreadyExists` when the name is taken; `Io`.
-    pub fn publish(self, name: ObjectName) -> Result<()> {
+    pub fn publish(mut self, name: ObjectName) -> Result<()> {
+        self.write_rest()?;
         let target = self.root.join(name.path());
         let folder = parent_of(&target);
         let cannot = || format!("cannot store {name}");
-        self.file.sync_all().context(cannot)?;
+        self.file.file().sync_all().context(cannot)?;
         match fs::create_dir(folder) {
             Ok(()) => sync_folder(parent_of(folder))?,
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
@@ -118,7 +160,7 @@ impl NewObject {
             Some(path) => fs::hard_link(path, &target).context(cannot)?,
             None => {
                 // linkat(2): the way to name an O_TMPFILE file without CAP_DAC_READ_SEARCH.
-                let open_file = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+                let open_file = format!("/proc/self/fd/{}", self.file.file().as_raw_fd());
                 rustix::fs::linkat(CWD, open_file, CWD, &target, AtFlags::SYMLINK_FOLLOW)
                     .map_err(|error| Error::io(cannot(), error.into()))?;
             }
@@ -176,7 +218,7 @@ mod tests {
         local.create_layout().unwrap();
         let named = || {
             let (file, path) = open_named(&root.join("tmp")).unwrap();
-            NewObject { root: root.clone(), file, named: Some(path) }
+            NewObject::new(&root, file, Some(path))
         };
         let name = ObjectName::Pack(PackId([1; 32]));
         let mut object = named();

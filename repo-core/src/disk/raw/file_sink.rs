@@ -6,12 +6,13 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
+use crate::direct::DirectFile;
 use crate::disk::DiskSink;
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 
 /// Writes at the positions of the virtual disk. What is never written reads as zeros.
 pub struct RawFileSink {
-    file: File,
+    file: DirectFile,
     virtual_size: u64,
 }
 
@@ -38,7 +39,7 @@ impl RawFileSink {
             let text = "the target is neither a regular file nor a block device: write it as a stream";
             return Err(Error::new(ErrorKind::Unsupported, text));
         }
-        Ok(Self { file, virtual_size })
+        Ok(Self { file: DirectFile::new(file), virtual_size })
     }
 }
 
@@ -54,7 +55,7 @@ impl DiskSink for RawFileSink {
     }
 
     fn finish(&self) -> Result<()> {
-        self.file.sync_all().context(|| "cannot make the disk durable")
+        self.file.file().sync_all().context(|| "cannot make the disk durable")
     }
 }
 

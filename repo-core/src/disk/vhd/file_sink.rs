@@ -1,10 +1,10 @@
 //! A dynamic VHD written to a file in any order.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 
 use super::footer::FOOTER_LEN;
 use super::plan::{BITMAP_LEN, Plan, VhdParams};
+use crate::direct::{AlignedBuf, DirectFile};
 use crate::disk::{DiskSink, PresentBlocks};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::units::{BLOCK_LEN, BlockIndex};
@@ -13,7 +13,7 @@ use crate::units::{BLOCK_LEN, BlockIndex};
 ///
 /// Both footers are written last, after everything else is durable: until then no reader takes the file for a VHD.
 pub struct VhdFileSink {
-    file: File,
+    file: DirectFile,
     plan: Plan,
 }
 
@@ -33,10 +33,13 @@ impl VhdFileSink {
         let len = plan.len_bytes();
         file.set_len(0).context(|| "cannot empty the target file")?;
         file.set_len(len).context(|| format!("cannot make the target file {len} bytes long"))?;
-        let sink = Self { file, plan };
+        let sink = Self { file: DirectFile::new(file), plan };
         sink.write(&sink.plan.head()[FOOTER_LEN..], FOOTER_LEN as u64)?;
+        // Aligned like the blocks between them, so that no page of the file is written both ways.
+        let mut bitmap = AlignedBuf::zeroed(BITMAP_LEN);
+        bitmap.fill(0xFF);
         for index in present.iter() {
-            sink.write(&[0xFF; BITMAP_LEN], sink.block_offset(index)?)?;
+            sink.write(&bitmap, sink.block_offset(index)?)?;
         }
         Ok(sink)
     }
@@ -73,7 +76,7 @@ impl DiskSink for VhdFileSink {
     }
 
     fn finish(&self) -> Result<()> {
-        let sync = || self.file.sync_all().context(|| "cannot make the VHD durable");
+        let sync = || self.file.file().sync_all().context(|| "cannot make the VHD durable");
         sync()?;
         self.write(self.plan.footer(), self.plan.len_bytes() - FOOTER_LEN as u64)?;
         self.write(self.plan.footer(), 0)?;

@@ -1,4 +1,5 @@
-//! One window of a restore: its chunks sorted by where they are stored, then read, checked and written on all cores.
+//! One window of a restore: its chunks sorted by where they are stored, then read and checked on all cores into a
+//! buffer, which is written in order and in large pieces.
 
 use std::ops::Range;
 
@@ -7,13 +8,14 @@ use rayon::prelude::*;
 
 use crate::chunk::{ChunkHasher, Run};
 use crate::content::{ContentReader, entry_range};
-use crate::disk::{BlockBuf, DiskSink, StreamSink};
+use crate::disk::BlockBuf;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ChunkId, EntryId, NodeId};
 use crate::index::{Location, PackNumber};
 use crate::manifest::walk::leaf_runs;
 use crate::monitor::Monitor;
-use crate::units::{BLOCK_LEN, BlockIndex};
+use crate::ops::restore::Target;
+use crate::units::{BLOCK_LEN, BlockIndex, PAGE_LEN, PAGES_PER_BLOCK};
 
 /// Look-ups given to the index at once.
 const LOOKUP_BATCH: usize = 4096;
@@ -74,12 +76,12 @@ impl WindowPlan {
         Ok(Self { placed })
     }
 
-    /// Reads each frame once and writes what the window wants of it.
+    /// Reads each frame once and puts what the window wants of it into the buffer.
     pub(super) fn run(
         &self,
         content: &ContentReader,
         hasher: &ChunkHasher,
-        sink: &dyn DiskSink,
+        buffer: &WindowBuffer,
         monitor: &dyn Monitor,
     ) -> WindowOutcome {
         let frames: Vec<&[Placed]> = self.placed.chunk_by(|a, b| frame_of(a) == frame_of(b)).collect();
@@ -90,7 +92,7 @@ impl WindowPlan {
                     let error = Error::new(ErrorKind::Interrupted, "interrupted");
                     return WindowOutcome { written_bytes: 0, damages: vec![(whole(placed), error)] };
                 }
-                restore_frame(content, hasher, sink, placed)
+                restore_frame(content, hasher, buffer, placed)
             })
             .reduce(WindowOutcome::default, |mut all, one| {
                 all.written_bytes += one.written_bytes;
@@ -118,7 +120,7 @@ fn disk_range(block: BlockIndex, run: &Run, virtual_size: u64) -> Range<u64> {
 fn restore_frame(
     content: &ContentReader,
     hasher: &ChunkHasher,
-    sink: &dyn DiskSink,
+    buffer: &WindowBuffer,
     placed: &[Placed],
 ) -> WindowOutcome {
     let mut outcome = WindowOutcome::default();
@@ -138,7 +140,7 @@ fn restore_frame(
             Ok(chunk) => {
                 for Placed { range, .. } in same {
                     let len = usize::try_from(range.end - range.start).expect("a chunk is at most 2 MiB");
-                    match sink.write_at(range.start, &chunk[..len]) {
+                    match buffer.fill(range.start, &chunk[..len]) {
                         Ok(()) => outcome.written_bytes += len as u64,
                         Err(error) => {
                             outcome.damages.push((range.clone(), error));
@@ -172,11 +174,21 @@ fn checked_chunk<'a>(
     Ok(chunk)
 }
 
-/// Blocks of one window in memory, for a target that takes them in order.
+/// Blocks of one window in memory.
 pub(super) struct WindowBuffer {
-    blocks: Vec<(BlockIndex, Mutex<BlockBuf>)>,
-    spare: Vec<BlockBuf>,
+    blocks: Vec<(BlockIndex, Mutex<FilledBlock>)>,
+    spare: Vec<FilledBlock>,
 }
+
+#[derive(Default)]
+struct FilledBlock {
+    content: BlockBuf,
+    /// Pages that hold content, one bit each.
+    pages: [u64; PAGES_PER_BLOCK / 64],
+}
+
+/// Zeros between two runs of pages that are written rather than left out, in pages: a write call costs about as much.
+const GAP_MAX: usize = 4;
 
 impl WindowBuffer {
     pub(super) fn new() -> Self {
@@ -185,32 +197,88 @@ impl WindowBuffer {
 
     /// Makes room for these blocks, ascending, all zeros.
     pub(super) fn reset(&mut self, blocks: impl Iterator<Item = BlockIndex>) {
-        self.spare.extend(self.blocks.drain(..).map(|(_, buffer)| buffer.into_inner()));
-        for block in blocks {
-            let mut buffer = self.spare.pop().unwrap_or_default();
-            buffer.bytes_mut().fill(0);
-            self.blocks.push((block, Mutex::new(buffer)));
+        self.spare.extend(self.blocks.drain(..).map(|(_, block)| block.into_inner()));
+        for index in blocks {
+            let block = match self.spare.pop() {
+                None => FilledBlock::default(),
+                Some(mut block) => {
+                    block.clear();
+                    block
+                }
+            };
+            self.blocks.push((index, Mutex::new(block)));
         }
     }
 
-    pub(super) fn write_to(&self, sink: &mut dyn StreamSink) -> Result<()> {
-        self.blocks.iter().try_for_each(|(block, buffer)| sink.write_block(*block, buffer.lock().bytes()))
+    /// Puts content at `offset` bytes of the disk, whole pages but at the disk's end, within one block.
+    fn fill(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let index = BlockIndex(offset / BLOCK_LEN as u64);
+        let at = self
+            .blocks
+            .binary_search_by_key(&index, |(index, _)| *index)
+            .map_err(|_| Error::internal("a write outside the window"))?;
+        let start = usize::try_from(offset - index.offset_bytes()).expect("within a block");
+        self.blocks[at].1.lock().fill(start, bytes);
+        Ok(())
+    }
+
+    pub(super) fn write_to(&self, target: &mut Target, virtual_size: u64) -> Result<()> {
+        for (index, block) in &self.blocks {
+            let block = block.lock();
+            match target {
+                Target::Stream(sink) => sink.write_block(*index, block.content.bytes())?,
+                Target::File(sink) => {
+                    let end = index.len_on_disk_bytes(virtual_size);
+                    for pages in block.extents() {
+                        let bytes = pages.start * PAGE_LEN..(pages.end * PAGE_LEN).min(end);
+                        let offset = index.offset_bytes() + bytes.start as u64;
+                        sink.write_at(offset, &block.content.bytes()[bytes])?;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 }
 
-impl DiskSink for WindowBuffer {
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let block = BlockIndex(offset / BLOCK_LEN as u64);
-        let at = self
-            .blocks
-            .binary_search_by_key(&block, |(block, _)| *block)
-            .map_err(|_| Error::internal("a write outside the window"))?;
-        let start = usize::try_from(offset - block.offset_bytes()).expect("within a block");
-        self.blocks[at].1.lock().bytes_mut()[start..start + bytes.len()].copy_from_slice(bytes);
-        Ok(())
+impl FilledBlock {
+    fn clear(&mut self) {
+        self.content.bytes_mut().fill(0);
+        self.pages = [0; PAGES_PER_BLOCK / 64];
     }
 
-    fn finish(&self) -> Result<()> {
-        Ok(())
+    fn fill(&mut self, start: usize, bytes: &[u8]) {
+        self.content.bytes_mut()[start..start + bytes.len()].copy_from_slice(bytes);
+        for page in start / PAGE_LEN..(start + bytes.len()).div_ceil(PAGE_LEN) {
+            self.pages[page / 64] |= 1 << (page % 64);
+        }
+    }
+
+    /// Runs of pages with content, ascending, those that nearly touch made one.
+    fn extents(&self) -> Vec<Range<usize>> {
+        let mut extents: Vec<Range<usize>> = Vec::new();
+        for page in (0..PAGES_PER_BLOCK).filter(|page| self.pages[page / 64] >> (page % 64) & 1 == 1) {
+            match extents.last_mut() {
+                Some(last) if page - last.end <= GAP_MAX => last.end = page + 1,
+                _ => extents.push(page..page + 1),
+            }
+        }
+        extents
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_cover_the_filled_pages_and_pass_over_wide_gaps() {
+        let mut block = FilledBlock::default();
+        for page in [0, 1, 3, 100, 511] {
+            block.fill(page * PAGE_LEN, &[1; PAGE_LEN]);
+        }
+        assert_eq!(block.extents(), [0..4, 100..101, 511..512]);
+        block.clear();
+        assert!(block.extents().is_empty());
     }
 }
