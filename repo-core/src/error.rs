@@ -100,6 +100,12 @@ impl Error {
     pub fn is_damage(&self) -> bool {
         matches!(self.kind, ErrorKind::Corrupt | ErrorKind::Unauthenticated)
     }
+
+    /// Whether stored bytes are lost to this program for good: damaged, missing, or of a version it does not read
+    /// (which one flipped bit can feign). Bytes that only cannot be read now are not.
+    pub fn is_loss(&self) -> bool {
+        self.is_damage() || matches!(self.kind, ErrorKind::NotFound | ErrorKind::Unsupported)
+    }
 }
 
 impl fmt::Display for Error {

@@ -17,7 +17,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{EntryId, PackId, RepositoryId};
+use crate::id::{EntryId, PackId, RepositoryId, SnapshotId};
 use crate::pack::Content;
 use crate::pack::writer::DurablePack;
 
@@ -91,12 +91,14 @@ struct StoredPack {
 
 /// Column family of packs by number.
 const PACKS: &str = "packs";
+/// Column family of snapshots of which nothing is missing.
+const COMPLETE: &str = "complete";
 /// Column family with the one record that says whose replica this is.
 const IDENTITY: &str = "identity";
 /// Key of that record.
 const IDENTITY_KEY: &[u8] = b"identity";
 /// Counted up when what is stored here changes: a replica of another version is made anew.
-const INDEX_VERSION: u8 = 1;
+const INDEX_VERSION: u8 = 2;
 
 impl Index {
     /// Opens a free replica under `folder`, or makes one.
@@ -212,6 +214,25 @@ impl Index {
         self.db.write(batch).map_err(|error| database_error(&self.path, error))?;
         packs.push(KnownPack { id: pack.id, len: pack.len, content: pack.content });
         Ok(())
+    }
+
+    /// Whether every chunk and node of a snapshot was found here once. Nothing is ever dropped but all at once, so it
+    /// still is.
+    ///
+    /// # Errors
+    /// `Io` when the database cannot be read.
+    pub fn is_complete(&self, snapshot: SnapshotId) -> Result<bool> {
+        let found = self.db.get_cf(family(&self.db, COMPLETE), snapshot.0);
+        Ok(found.map_err(|error| database_error(&self.path, error))?.is_some())
+    }
+
+    /// Notes that every chunk and node of a snapshot was found here.
+    ///
+    /// # Errors
+    /// `Io` when the database cannot be written.
+    pub fn mark_complete(&self, snapshot: SnapshotId) -> Result<()> {
+        let marked = self.db.put_cf(family(&self.db, COMPLETE), snapshot.0, []);
+        marked.map_err(|error| database_error(&self.path, error))
     }
 
     /// A pack by its number.

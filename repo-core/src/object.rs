@@ -62,7 +62,10 @@ impl ObjectHeader {
         if header.magic != MAGIC || header.kind != kind.byte() {
             return Err(Error::corrupt("magic bytes of the object are wrong"));
         }
-        if header.version.get() > FORMAT_VERSION || header.version.get() == 0 {
+        if header.version.get() == 0 {
+            return Err(Error::corrupt("format version 0 does not exist"));
+        }
+        if header.version.get() > FORMAT_VERSION {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 format!("format version {} is newer than this program's {FORMAT_VERSION}", header.version),

@@ -142,6 +142,8 @@ impl Repository {
     /// # Errors
     /// `NotFound`; `Invalid` for the last one.
     pub fn remove_slot(&self, id: SlotId) -> Result<()> {
+        // Two removals at once could each leave the other's slot as the last one.
+        let _lock = self.store.lock_slots()?;
         let slots = self.slots()?;
         if !slots.iter().flatten().any(|slot| slot.id != id) {
             return Err(Error::invalid("this is the last key slot: without it the repository could never be opened"));

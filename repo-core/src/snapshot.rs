@@ -272,14 +272,14 @@ fn context(repository: &Repository, before: &[u8]) -> Vec<u8> {
 ///
 /// # Errors
 /// `Unavailable` when the store cannot be listed.
-pub fn read_all(repository: &Repository) -> Result<(Vec<NamedSnapshot>, Vec<Error>)> {
+pub fn read_all(repository: &Repository) -> Result<(Vec<NamedSnapshot>, Vec<(SnapshotId, Error)>)> {
     let listed = repository.store.list_snapshots()?;
-    let read: Vec<_> = listed.par_iter().map(|listed| read(repository, listed.id)).collect();
+    let read: Vec<_> = listed.par_iter().map(|listed| (listed.id, read(repository, listed.id))).collect();
     let (mut snapshots, mut errors) = (Vec::new(), Vec::new());
-    for result in read {
+    for (id, result) in read {
         match result {
             Ok(snapshot) => snapshots.push(snapshot),
-            Err(error) => errors.push(error),
+            Err(error) => errors.push((id, error)),
         }
     }
     snapshots.sort_by_key(|named| (named.snapshot.time_ms, named.snapshot.committed_ms, named.id));

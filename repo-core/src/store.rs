@@ -217,6 +217,14 @@ impl Store {
         object.publish(name)
     }
 
+    /// Waits until no other process removes key slots, and keeps others waiting for as long as the result lives.
+    ///
+    /// # Errors
+    /// `Io` when the folder cannot be locked.
+    pub fn lock_slots(&self) -> Result<std::fs::File> {
+        self.local.lock("keys")
+    }
+
     /// Deletes an object.
     ///
     /// # Errors

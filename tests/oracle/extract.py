@@ -13,10 +13,11 @@ end), from CAIRN_PASSPHRASE, or is asked for; a repository without encryption ne
 This program was written from docs/format.md alone and shares no code with Cairn; § in the comments is a section of
 that page. It reads `config`, `keys/`, `packs/` and `snapshots/`, writes to none of them, and believes nothing it has
 not checked: the hash that names an object, the tag of all that is sealed, the id of every chunk and manifest node.
-What is damaged is named and refused. `extract --salvage` still writes all that can be proven to be right, leaves
+What is damaged is named and refused. `extract --keep-going` still writes all that can be proven to be right, leaves
 zeros for the rest, and says where.
 
-Exit status: 0 all is well, 1 it cannot be done (no such snapshot, wrong passphrase ...), 2 wrong usage, 3 damage.
+Exit status: 0 all is well, 1 it cannot be done (no such snapshot, wrong passphrase ...), 2 wrong usage, 3 something
+is damaged or not in this format.
 """
 import argparse, datetime, functools, getpass, hashlib, json, os, re, struct, sys
 from pathlib import Path
@@ -38,11 +39,11 @@ ZERO_NONCE, NO_NODE = bytes(12), bytes(32)      # §5, §7, §9; §8
 
 
 class Problem(Exception):
-    """It cannot be done, and no damage is to blame."""
+    """It cannot be done, and nothing in the repository is to blame."""
 
 
 class Damage(Exception):
-    """Something is not what it must be; the text begins with its name."""
+    """Something is not as format.md says; the text begins with its name."""
 
 
 def derive(context, material):
@@ -116,7 +117,7 @@ def check_header(data, kind, name):
         raise Damage(f"{name}: does not begin like an object of its kind")
     version, features = struct.unpack_from("<HQ", data, 6)
     if version != 1 or features != 0:
-        raise Problem(f"{name}: format version {version}, features {features:#x}; this program reads version 1")
+        raise Damage(f"{name}: says format version {version}, features {features:#x}; this program reads version 1")
 
 
 class Pack:
@@ -130,8 +131,8 @@ class Pack:
         self.header, trailer = self.read(0, 64), self.read(size - 32, 32)
         check_header(self.header, b"p", self.name)
         self.content, frame_key, wrapped = struct.unpack_from("<BBH", self.header, 16)
-        if self.content not in (DATA, META) or frame_key != 0 or wrapped != 0:
-            raise Problem(f"{self.name}: its content or its frame key is unknown to this program")
+        if self.content not in (DATA, META) or frame_key != 0 or wrapped != 0 or any(self.header[20:32]):
+            raise Damage(f"{self.name}: its content or its frame key is unknown to this program")
         start, length, frames, total = struct.unpack_from("<QIIQ", trailer)
         if trailer[24:] != b"CAIRNEND" or total != size or start + length != size - 32:
             raise Damage(f"{self.name}: its trailer is wrong (cut off?)")
@@ -147,10 +148,12 @@ class Pack:
             sealed, plain, count, codec = struct.unpack_from("<IIIB", self.directory, 8 + 16 * n)
             self.frames.append((offset, sealed, plain, codec, entry, entry + 36 * count))
             offset, entry = offset + sealed, entry + 36 * count
-            if entry > len(self.directory) or sum(e[1] for e in self.entries(n)) != plain or plain > 32 << 20:
+            if entry > len(self.directory) or sum(e[1] for e in self.entries(n)) != plain or plain > 32 << 20 \
+                    or any(self.directory[8 + 16 * n + 13:8 + 16 * n + 16]):
                 raise Damage(f"{self.name}: its directory is wrong about frame {n}")
         entries = struct.unpack_from("<I", self.directory, 4)[0]
-        if offset != start or entry != len(self.directory) or entries * 36 != entry - 8 - 16 * frames:
+        rest = self.directory[entry:]  # zeros, up to a multiple of 4096
+        if offset != start or len(rest) > 4095 or any(rest) or entries * 36 != entry - 8 - 16 * frames:
             raise Damage(f"{self.name}: its frames do not fill it, or its entries the directory")
 
     def read(self, offset, length):
@@ -177,7 +180,7 @@ class Pack:
             except zstandard.ZstdError as e:
                 raise Damage(f"{name}: {e}") from None
         elif codec != 0:
-            raise Problem(f"{name}: codec {codec} is unknown to this program")
+            raise Damage(f"{name}: codec {codec} is unknown to this program")
         if len(data) != plain:
             raise Damage(f"{name}: its length is not the directory's")
         result, at = {}, 0
@@ -190,15 +193,15 @@ class Pack:
 
 
 class Repository:
-    def __init__(self, path, passphrase, salvage=False):
-        self.path, self.passphrase, self.salvage = Path(path), passphrase, salvage
+    def __init__(self, path, passphrase, keep_going=False):
+        self.path, self.passphrase, self.keep_going = Path(path), passphrase, keep_going
         self.damage = {}                                # damage met that did not stop us, as text
         self.roles, self.packs, self.where = {}, [], {}
 
     def found(self, damage):
         if str(damage) not in self.damage:
             self.damage[str(damage)] = True
-            print(f"extract.py: damaged: {damage}", file=sys.stderr)
+            print(f"extract.py: refused: {damage}", file=sys.stderr)
 
     def objects(self, pattern):
         """§1: all objects of one kind; other names are left out."""
@@ -216,15 +219,11 @@ class Repository:
             raise Damage(f"{name}: its content is not what its name says (BLAKE3)")
 
     def opened(self, pattern, opener):
-        """All objects of a kind that can be opened; the rest is noted as damaged."""
+        """All objects of a kind that can be opened; the rest is noted."""
         for path in self.objects(pattern):
             name = path.relative_to(self.path).as_posix()
             try:
-                try:
-                    yield opener(path, name)
-                except Problem:                         # is it really from a newer program, or just not whole?
-                    self.check_name(path, name)
-                    raise
+                yield opener(path, name)
             except (Damage, OSError) as e:
                 self.found(e)
 
@@ -241,7 +240,7 @@ class Repository:
         body = cbor_map(data[20:-64], "config")
         self.id, self.suite = field(body, 0, bytes, "config", 16, 16), field(body, 2, int, "config")
         if self.suite not in (NONE, AES_256_GCM):
-            raise Problem(f"config: suite {self.suite} is unknown to this program")
+            raise Damage(f"config: suite {self.suite} is unknown to this program")
         refused = [reason for reason in self.opened("keys/*", self.open_slot) if reason]
         if not self.roles and refused:
             raise Problem("no key slot could be opened: " + "; ".join(refused))
@@ -252,11 +251,11 @@ class Repository:
 
     def open_slot(self, path, name):
         """§5: put the keys that a slot hands out into self.roles, or give the reason why not."""
-        if len(self.roles) == 3:
-            return None
         self.check_name(path, name)
         data = path.read_bytes()
         check_header(data, b"k", name)
+        if len(self.roles) == 3:
+            return None                                 # another slot gave all keys
         end = 20 + int.from_bytes(data[16:20], "little")
         parameters = cbor_map(data[20:end], name)
         kind, salt = field(parameters, 0, int, name), field(parameters, 3, bytes, name, 32, 32)
@@ -271,7 +270,7 @@ class Repository:
             try:
                 bundle = unseal(AES_256_GCM, key, ZERO_NONCE, ad, data[end:], name)
             except Damage:                              # its name was right, so the slot is whole
-                return f"the passphrase does not open {name}"
+                return f"the passphrase does not open {name[:17]}"
         else:
             return f"{name} is of kind {kind}, unknown to this program"
         bundle = cbor_map(bundle, name)
@@ -302,7 +301,7 @@ class Repository:
         try:
             self.check_name(pack.path, pack.name)       # left until now, as it reads the whole pack
         except (Damage, OSError) as e:
-            if not self.salvage:
+            if not self.keep_going:
                 raise
             self.found(e)                               # yet a frame whose own tag and ids fit is right
         return pack.open_frame(number & 0xFFFFFFFF)
@@ -394,11 +393,12 @@ def when(milliseconds):
 def command_list(repo, args):
     snapshots = repo.snapshots()
     if args.json:
-        return print(json.dumps(snapshots, indent=1))
-    for s in snapshots:
+        print(json.dumps(snapshots, indent=1))
+    for s in [] if args.json else snapshots:
         print(s["id"], when(s["time"]), "vm", s["vm"] and ascii(s["vm"]))
         for d in s["disks"]:
             print(f"    vdi {d['vdi']!a}: {d['size']} bytes, {d['allocated']} allocated, read from {d['format']!a}")
+    return 3 if repo.damage else 0
 
 
 def command_extract(repo, args):
@@ -428,7 +428,7 @@ def command_extract(repo, args):
                     if len(data) != end - start:
                         raise Damage(f"chunk {chunk.hex()}: is not as long as the manifest says")
                 except Damage as e:
-                    if not args.salvage:
+                    if not args.keep_going:
                         raise
                     repo.found(e)
                     lost.append((start, min(end, disk["size"])))
@@ -447,7 +447,8 @@ def command_extract(repo, args):
     for start, end in lost:
         print(f"lost: bytes {start} to {end} of {out}, zeros were written")
     print(f"{out}: {disk['size']} bytes, {allocated} allocated, VDI {disk['vdi']!a} of {when(snapshots[0]['time'])}, "
-          f"snapshot {snapshots[0]['id']}{', INCOMPLETE' if lost else ''}")
+          f"snapshot {snapshots[0]['id']}, {'INCOMPLETE' if lost else 'complete'}")
+    return 3 if lost else 0
 
 
 def command_verify(repo, args):
@@ -474,7 +475,9 @@ def command_verify(repo, args):
             if lost or allocated != disk["allocated"]:
                 repo.found(f"snapshots/{s['id']}, VDI {disk['vdi']!a}: {disk['allocated']} bytes are allocated, "
                            f"{allocated} are there" + (f"; the first loss: {first}" if lost else ""))
-    print(f"{len(snapshots)} snapshots, {len(repo.packs)} packs, {len(repo.where)} chunks and manifest nodes were read")
+    print(f"{len(snapshots)} snapshots, {len(repo.packs)} packs, {len(repo.where)} chunks and manifest nodes: "
+          + (f"{len(repo.damage)} things were refused" if repo.damage else "all is well"))
+    return 3 if repo.damage else 0
 
 
 def main():
@@ -487,7 +490,7 @@ def main():
     extract.add_argument("snapshot", metavar="SNAPSHOT", help="id, first digits of one, or `latest`")
     extract.add_argument("vdi", metavar="VDI")
     extract.add_argument("-o", "--output", metavar="OUT.raw", required=True)
-    extract.add_argument("--salvage", action="store_true", help="write what can be proven, zeros for the rest")
+    extract.add_argument("--keep-going", action="store_true", help="write what can be proven, zeros for the rest")
     commands.add_parser("verify", help="read everything, report damage")
     args = parser.parse_args()
 
@@ -501,19 +504,19 @@ def main():
             raise Problem("a passphrase is needed: set CAIRN_PASSPHRASE or give --passphrase-file")
         return getpass.getpass("Passphrase: ").encode()
 
-    repo = Repository(args.repo, passphrase, args.command == "verify" or getattr(args, "salvage", False))
+    repo = Repository(args.repo, passphrase, args.command == "verify" or getattr(args, "keep_going", False))
     try:
         if args.command == "verify":                    # before anything needs a key
             for pattern in ("keys/*", "packs/*/*", "snapshots/*"):
                 list(repo.opened(pattern, repo.check_name))
         repo.open()
-        {"list": command_list, "extract": command_extract, "verify": command_verify}[args.command](repo, args)
+        return {"list": command_list, "extract": command_extract, "verify": command_verify}[args.command](repo, args)
     except Damage as e:
         repo.found(e)
+        return 3
     except (Problem, HashingError, OSError) as e:
         print(f"extract.py: {e}", file=sys.stderr)
         return 3 if repo.damage else 1
-    return 3 if repo.damage else 0
 
 
 if __name__ == "__main__":

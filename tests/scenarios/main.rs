@@ -1,6 +1,13 @@
 //! All scenarios, in one binary.
 
+mod crash;
+mod damage;
+mod images;
+mod index;
 mod model;
+mod oracle;
+mod processes;
+mod refusals;
 
 #[test]
 fn every_scenario_file_is_part_of_this_binary() {

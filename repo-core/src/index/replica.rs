@@ -7,12 +7,12 @@ use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DataBlockIndexType, LogLevel, Options,
 };
 
-use super::{IDENTITY, PACKS, database_error};
+use super::{COMPLETE, IDENTITY, PACKS, database_error};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 
 /// Processes that may work on one repository from one machine at once.
 const REPLICAS_MAX: usize = 64;
-/// RocksDB's cache of data, filter and index blocks, in bytes.
+/// RocksDB's cache of data, filter and index blocks, one for all families, in bytes.
 const BLOCK_CACHE_LEN: usize = 96 * 1024 * 1024;
 /// One memtable, in bytes. There are at most two.
 const MEMTABLE_LEN: usize = 16 * 1024 * 1024;
@@ -49,14 +49,15 @@ pub(super) fn create(path: &Path) -> Result<DB> {
     options.set_stats_dump_period_sec(0);
     options.set_max_background_jobs(2);
     options.set_bytes_per_sync(1024 * 1024);
-    let families = [rocksdb::DEFAULT_COLUMN_FAMILY_NAME, PACKS, IDENTITY]
-        .map(|name| ColumnFamilyDescriptor::new(name, family_options()));
+    let cache = Cache::new_hyper_clock_cache(BLOCK_CACHE_LEN, 0);
+    let families = [rocksdb::DEFAULT_COLUMN_FAMILY_NAME, PACKS, COMPLETE, IDENTITY]
+        .map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
     DB::open_cf_descriptors(&options, path, families).map_err(|error| database_error(path, error))
 }
 
-fn family_options() -> Options {
+fn family_options(cache: &Cache) -> Options {
     let mut table = BlockBasedOptions::default();
-    table.set_block_cache(&Cache::new_hyper_clock_cache(BLOCK_CACHE_LEN, 0));
+    table.set_block_cache(cache);
     // Most look-ups of a first backup are for what is not there: one filter bit test answers them.
     table.set_ribbon_filter(10.0);
     table.set_optimize_filters_for_memory(true);

@@ -34,10 +34,25 @@ pub struct SyncStats {
 /// `Unavailable` when the store cannot be listed; `Io` when the database cannot be written.
 pub fn sync(mut index: Index, repository: &Repository, monitor: &dyn Monitor) -> Result<(Index, SyncStats)> {
     let listed = repository.store.list_packs()?;
-    let mut stats = SyncStats { vanished_packs: vanished(&index, &listed), ..SyncStats::default() };
-    if stats.vanished_packs > 0 {
+    let vanished_packs = vanished(&index, &listed);
+    if vanished_packs > 0 {
         index = index.clear(repository.config.id)?;
     }
+    let stats = add_missing(&index, repository, listed, monitor)?;
+    Ok((index, SyncStats { vanished_packs, ..stats }))
+}
+
+/// Adds the packs of `listed` that `index` lacks.
+///
+/// # Errors
+/// `Io` when the database cannot be written.
+pub fn add_missing(
+    index: &Index,
+    repository: &Repository,
+    listed: Vec<Listed<PackId>>,
+    monitor: &dyn Monitor,
+) -> Result<SyncStats> {
+    let mut stats = SyncStats::default();
     let missing: Vec<_> = listed.into_iter().filter(|pack| index.number_of(pack.id).is_none()).collect();
     if missing.len() > BATCH {
         monitor.begin("reading pack directories", Some(missing.iter().map(|pack| pack.len).sum()));
@@ -63,7 +78,7 @@ pub fn sync(mut index: Index, repository: &Repository, monitor: &dyn Monitor) ->
     if missing.len() > BATCH {
         monitor.end();
     }
-    Ok((index, stats))
+    Ok(stats)
 }
 
 fn vanished(index: &Index, listed: &[Listed<PackId>]) -> u64 {

@@ -106,11 +106,11 @@ pub fn backup(
     monitor: &dyn Monitor,
 ) -> Result<BackupReport> {
     check_inputs(&disks)?;
-    let (snapshots, _) = snapshot::read_all(&session.repository)?;
+    let (snapshots, _) = session.snapshots(monitor)?;
     let mut run = Running::new(session, options)?;
     let mut stored = Vec::new();
     for disk in disks {
-        let parent = newest_with(&snapshots, &disk.vdi);
+        let parent = Parent::newest_with(&disk.vdi, &snapshots, session)?;
         stored.push(run.disk(disk, parent, monitor)?);
     }
     run.commit(stored, options)
@@ -132,8 +132,27 @@ fn check_inputs(disks: &[DiskInput]) -> Result<()> {
     Ok(())
 }
 
-fn newest_with(snapshots: &[NamedSnapshot], vdi: &str) -> Option<(SnapshotId, Tree)> {
-    snapshots.iter().rev().find_map(|named| Some((named.id, named.snapshot.disk(vdi)?.tree)))
+/// The snapshot that a disk is compared with.
+#[derive(Clone, Copy)]
+struct Parent {
+    id: SnapshotId,
+    tree: Tree,
+    /// Whether all of it is known to be stored. Otherwise each of its chunks that is to be used again is looked up.
+    complete: bool,
+}
+
+impl Parent {
+    fn newest_with(vdi: &str, snapshots: &[NamedSnapshot], session: &Session) -> Result<Option<Self>> {
+        let found = snapshots.iter().rev().find_map(|named| Some((named.id, named.snapshot.disk(vdi)?.tree)));
+        let Some((id, tree)) = found else { return Ok(None) };
+        Ok(Some(Self { id, tree, complete: session.index.is_complete(id)? }))
+    }
+}
+
+/// A parent's leaves, being compared with.
+struct Comparison<'a> {
+    cursor: LeafCursor<'a>,
+    complete: bool,
 }
 
 /// A backup under way.
@@ -173,22 +192,23 @@ impl<'a> Running<'a> {
         })
     }
 
-    fn disk(&mut self, input: DiskInput, parent: Option<(SnapshotId, Tree)>, monitor: &dyn Monitor) -> Result<Disk> {
+    fn disk(&mut self, input: DiskInput, parent: Option<Parent>, monitor: &dyn Monitor) -> Result<Disk> {
         let DiskInput { vdi, source } = input;
         let delivery = source.delivery();
         monitor.begin(&format!("reading {vdi}"), source.virtual_size());
         let mut scan = Scan::start(source, self.chunker.clone(), self.node_hasher.clone());
         let mut builder = TreeBuilder::new(self.node_hasher.clone());
         let content = self.session.content.clone();
-        let mut cursor = parent.map(|(_, tree)| LeafCursor::new(tree, &*content));
+        let mut comparison = parent
+            .map(|Parent { tree, complete, .. }| Comparison { cursor: LeafCursor::new(tree, &*content), complete });
         let mut allocated_bytes = 0;
         while let Some(scanned) = scan.next()? {
             check_cancelled(monitor)?;
             allocated_bytes += scanned.runs.iter().map(|run| run.len_bytes() as u64).sum::<u64>();
             if delivery == Delivery::Ascending {
-                builder.close_before(scanned.block, &mut |id, bytes| self.meta.add_new(id, bytes))?;
+                builder.close_before(scanned.block, &mut |id, bytes| self.node(id, bytes))?;
             }
-            self.block(&scanned, &mut cursor, monitor)?;
+            self.block(&scanned, &mut comparison, monitor)?;
             if !scanned.leaf_id.is_none() {
                 builder.set(scanned.block, scanned.leaf_id);
             }
@@ -196,14 +216,14 @@ impl<'a> Running<'a> {
             scan.recycle(scanned);
         }
         let (virtual_size, format) = scan.finish()?;
-        let root = builder.finish(virtual_size, &mut |id, bytes| self.meta.add_new(id, bytes))?;
+        let root = builder.finish(virtual_size, &mut |id, bytes| self.node(id, bytes))?;
         monitor.end();
         Ok(Disk {
             vdi,
             tree: Tree { root, virtual_size },
             source_format: format.name().to_owned(),
             allocated_bytes,
-            parent: parent.map(|(id, _)| id),
+            parent: parent.map(|parent| parent.id),
         })
     }
 
@@ -211,34 +231,40 @@ impl<'a> Running<'a> {
     fn block(
         &mut self,
         scanned: &ScannedBlock,
-        cursor: &mut Option<LeafCursor<'_>>,
+        comparison: &mut Option<Comparison<'_>>,
         monitor: &dyn Monitor,
     ) -> Result<()> {
         if scanned.leaf_id.is_none() {
             return Ok(());
         }
         self.blocks += 1;
-        if is_unchanged(scanned, cursor, monitor) {
-            self.unchanged_blocks += 1;
+        let unchanged = is_unchanged(scanned, comparison, monitor);
+        self.unchanged_blocks += u64::from(unchanged);
+        if unchanged && comparison.as_ref().is_some_and(|comparison| comparison.complete) {
             return Ok(());
         }
         let mut ids: Vec<EntryId> = scanned.runs.iter().map(|run| run.id.into()).collect();
         ids.push(scanned.leaf_id.into());
         let mut found = self.session.index.find(&ids)?;
         let leaf_found = found.pop().expect("one was just pushed");
-        for (run, found) in scanned.runs.iter().zip(found) {
-            match found {
-                Some(location) => {
-                    self.used_packs.insert(location.pack);
-                }
-                None => self.store_chunk(run, scanned)?,
-            }
+        self.used_packs.extend(found.iter().chain([&leaf_found]).flatten().map(|location| location.pack));
+        for (run, _) in scanned.runs.iter().zip(found).filter(|(_, found)| found.is_none()) {
+            self.store_chunk(run, scanned)?;
         }
         if leaf_found.is_none() {
             self.meta.add(scanned.leaf_id.into(), &scanned.leaf)?;
         }
         if self.meta.wants_flush() {
             self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Stores an inner node, unless it is stored.
+    fn node(&mut self, id: NodeId, bytes: &[u8]) -> Result<()> {
+        match self.session.index.find(&[id.into()])?[0] {
+            Some(location) => drop(self.used_packs.insert(location.pack)),
+            None => drop(self.meta.add(id.into(), bytes)?),
         }
         Ok(())
     }
@@ -278,6 +304,8 @@ impl<'a> Running<'a> {
             metadata: options.metadata.clone(),
         };
         let snapshot = snapshot::commit(&self.session.repository, record).context(|| "cannot commit the snapshot")?;
+        // Every chunk and node of it was just stored, or found, or belongs to a complete parent.
+        self.session.index.mark_complete(snapshot.id)?;
         Ok(BackupReport {
             logical_bytes,
             allocated_bytes,
@@ -308,13 +336,13 @@ impl<'a> Running<'a> {
 
 /// Whether a block equals the one in the snapshot it is compared with. One comparison of names; a parent that
 /// cannot be read only costs the short cut.
-fn is_unchanged(scanned: &ScannedBlock, cursor: &mut Option<LeafCursor<'_>>, monitor: &dyn Monitor) -> bool {
-    let Some(compare) = cursor else { return false };
-    match compare.leaf(scanned.block) {
-        Ok(leaf) => leaf != NodeId::NONE && leaf == scanned.leaf_id,
+fn is_unchanged(scanned: &ScannedBlock, comparison: &mut Option<Comparison<'_>>, monitor: &dyn Monitor) -> bool {
+    let Some(Comparison { cursor, .. }) = comparison else { return false };
+    match cursor.leaf(scanned.block) {
+        Ok(leaf) => leaf == scanned.leaf_id,
         Err(error) => {
             monitor.damage(&error.context("the earlier snapshot's manifest cannot be read: comparing without it"));
-            *cursor = None;
+            *comparison = None;
             false
         }
     }

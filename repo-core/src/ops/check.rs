@@ -14,7 +14,7 @@ use crate::keys::Role;
 use crate::keys::slot::{self, SLOT_LEN_MAX};
 use crate::monitor::Monitor;
 use crate::ops::open::Session;
-use crate::snapshot::{self, NamedSnapshot};
+use crate::snapshot::NamedSnapshot;
 use crate::store::ObjectName;
 
 /// How much to check.
@@ -110,8 +110,11 @@ pub fn check(session: &Session, options: CheckOptions, monitor: &dyn Monitor) ->
     let mut report = CheckReport::default();
     check_slots(session, &mut report, monitor)?;
     let snapshots = check_snapshots(session, &mut report, monitor)?;
-    let bad = packs::check(session, options, &snapshots, &mut report, monitor)?;
+    let bad = packs::check(session, options, &mut report, monitor)?;
     trees::check(session, &snapshots, &bad, &mut report, monitor)?;
+    if !report.affected.is_empty() {
+        packs::note_missing(session, &snapshots, &mut report, monitor)?;
+    }
     Ok(report)
 }
 
@@ -128,12 +131,9 @@ fn check_slots(session: &Session, report: &mut CheckReport, monitor: &dyn Monito
 }
 
 fn check_snapshots(session: &Session, report: &mut CheckReport, monitor: &dyn Monitor) -> Result<Vec<NamedSnapshot>> {
-    let mut snapshots = Vec::new();
-    for listed in session.repository.store.list_snapshots()? {
-        match snapshot::read(&session.repository, listed.id) {
-            Ok(snapshot) => snapshots.push(snapshot),
-            Err(error) => report.note(monitor, ObjectName::Snapshot(listed.id).path(), None, &error),
-        }
+    let (snapshots, errors) = session.snapshots(monitor)?;
+    for (id, error) in errors {
+        report.note(monitor, ObjectName::Snapshot(id).path(), None, &error);
     }
     report.snapshots = snapshots.len() as u64;
     Ok(snapshots)

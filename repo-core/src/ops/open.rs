@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::content::ContentReader;
-use crate::error::{ErrorKind, Result};
-use crate::index::sync::{SyncStats, sync};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::SnapshotId;
+use crate::index::sync::{SyncStats, add_missing, sync};
 use crate::index::{Index, Origin};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
+use crate::snapshot::{self, NamedSnapshot};
 
 /// A repository with an index that is up to date.
 pub struct Session {
@@ -21,6 +23,31 @@ pub struct Session {
     /// What bringing the index up to date did.
     pub sync: SyncStats,
 }
+
+impl Session {
+    /// All snapshots, oldest first, and an error for each record that cannot be read; the index then knows all that
+    /// they name.
+    ///
+    /// # Errors
+    /// `Unavailable` when the store cannot be listed; `Io` when the index cannot be written.
+    pub fn snapshots(&self, monitor: &dyn Monitor) -> Result<Snapshots> {
+        let found = snapshot::read_all(&self.repository)?;
+        self.catch_up(monitor)?;
+        Ok(found)
+    }
+
+    /// Adds packs to the index that other processes stored since it was opened. Needed after snapshot records were read
+    /// and before what they name is looked up: whatever a snapshot names was durable before it.
+    ///
+    /// # Errors
+    /// `Unavailable` when the store cannot be listed; `Io` when the index cannot be written.
+    pub fn catch_up(&self, monitor: &dyn Monitor) -> Result<SyncStats> {
+        add_missing(&self.index, &self.repository, self.repository.store.list_packs()?, monitor)
+    }
+}
+
+/// Snapshots, oldest first, and an error for each record that cannot be read.
+pub type Snapshots = (Vec<NamedSnapshot>, Vec<(SnapshotId, Error)>);
 
 /// Opens the index of a repository: in its own `index/` folder, or under `cache` where that cannot be written.
 ///
@@ -61,7 +88,7 @@ fn into_session(repository: Repository, index: Index, sync: SyncStats) -> Result
 fn open_index(repository: &Repository, cache: Option<&Path>, monitor: &dyn Monitor) -> Result<(Index, Origin)> {
     let own: PathBuf = repository.store.root().join("index");
     match (Index::open(&own, repository.config.id), cache) {
-        (Err(error), Some(cache)) if error.kind() == ErrorKind::Io => {
+        (Err(error), Some(cache)) if error.kind() != ErrorKind::Locked => {
             let folder = cache.join(repository.config.id.to_hex());
             monitor.warn(&format!("{} cannot be written: the index is kept in {}", own.display(), folder.display()));
             Index::open(&folder, repository.config.id)

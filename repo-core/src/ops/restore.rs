@@ -79,7 +79,7 @@ impl RestorePlan {
                     present.insert(block);
                     leaves.push((block, id));
                 }
-                Err(error) if options.keep_going && error.is_damage() => {
+                Err(error) if options.keep_going && error.is_loss() => {
                     monitor.damage(&error);
                     unread = true;
                 }
@@ -197,7 +197,7 @@ impl Target {
 impl RestoreOptions {
     /// Notes damage at a range of the disk and goes on, or ends the restore.
     fn damage(self, monitor: &dyn Monitor, holes: &mut Holes, range: Range<u64>, error: Error) -> Result<()> {
-        let error = if error.is_damage() || error.kind() == ErrorKind::NotFound {
+        let error = if error.is_loss() {
             Error::with_source(
                 ErrorKind::Corrupt,
                 format!("bytes {} to {} of the disk cannot be restored", range.start, range.end),

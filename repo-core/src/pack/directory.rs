@@ -8,9 +8,13 @@ use crate::frame::{Codec, PLAIN_LEN_MAX};
 use crate::id::EntryId;
 use crate::pack::{FRAMES_MAX, FrameRecord};
 use crate::seal::TAG_LEN;
+use crate::units::is_zero;
 
 /// The most entries in one frame.
 pub const ENTRIES_PER_FRAME_MAX: usize = 1 << 16;
+
+/// What a directory's length is rounded up to, in bytes.
+const PADDED_TO: usize = 4096;
 
 /// A chunk or a manifest node in its frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,6 +121,8 @@ impl Directory {
         for entry in &self.entries {
             bytes.extend_from_slice(StoredEntry { id: entry.id.0, len: entry.len.into() }.as_bytes());
         }
+        // The sealed length stands in the clear: padded, it does not tell how many chunks there are.
+        bytes.resize(bytes.len().next_multiple_of(PADDED_TO), 0);
         bytes
     }
 
@@ -133,13 +139,10 @@ impl Directory {
         }
         let (frames, rest) =
             <[StoredFrame]>::ref_from_prefix_with_elems(rest, frame_count).map_err(|_| cut_short(()))?;
-        let entries = <[StoredEntry]>::ref_from_bytes(rest).map_err(|_| cut_short(()))?;
-        if entries.len() != counts.entries.get() as usize {
-            return Err(Error::corrupt(format!(
-                "pack directory holds {} entries and claims {}",
-                entries.len(),
-                counts.entries
-            )));
+        let (entries, padding) = <[StoredEntry]>::ref_from_prefix_with_elems(rest, counts.entries.get() as usize)
+            .map_err(|_| cut_short(()))?;
+        if padding.len() >= PADDED_TO || !is_zero(padding) {
+            return Err(Error::corrupt(format!("{} bytes follow the pack directory", padding.len())));
         }
         let entries: Vec<_> =
             entries.iter().map(|stored| Entry { id: EntryId(stored.id), len: stored.len.get() }).collect();

@@ -75,6 +75,18 @@ impl LocalDir {
         Ok(NewObject::new(&self.root, file, named))
     }
 
+    /// Locks a folder for as long as the result lives, waiting for other processes.
+    ///
+    /// # Errors
+    /// `Io` when the folder cannot be opened or locked.
+    pub fn lock(&self, folder: &str) -> Result<File> {
+        let path = self.root.join(folder);
+        let cannot = || format!("cannot lock {}", path.display());
+        let folder = File::open(&path).context(cannot)?;
+        folder.lock().context(cannot)?;
+        Ok(folder)
+    }
+
     /// Deletes an object, durably.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::error::{Error, Result};
-use crate::id::{EntryId, NodeId, PackId};
+use crate::id::{EntryId, PackId};
 use crate::index::Index;
 use crate::ops::open::Session;
 use crate::pack::directory::{ENTRIES_PER_FRAME_MAX, Entry};
@@ -97,14 +97,6 @@ impl PackStream {
         let len = u32::try_from(bytes.len()).expect("a chunk is at most 2 MiB");
         self.entries.push(Entry { id, len });
         Ok(true)
-    }
-
-    /// Takes a manifest node, unless the index has it.
-    pub(super) fn add_new(&mut self, id: NodeId, bytes: &[u8]) -> Result<()> {
-        if self.index.find(&[id.into()])?[0].is_none() {
-            self.add(id.into(), bytes)?;
-        }
-        Ok(())
     }
 
     /// Whether a meta stream holds a pack's worth. Its packs are closed by [`flush`](Self::flush) alone, after the data.

@@ -1,6 +1,6 @@
 //! Checking packs: header, trailer and directory of each, every frame when asked to.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 
 use rayon::prelude::*;
 
@@ -50,7 +50,6 @@ struct Checked {
 pub(super) fn check(
     session: &Session,
     options: CheckOptions,
-    snapshots: &[NamedSnapshot],
     report: &mut CheckReport,
     monitor: &dyn Monitor,
 ) -> Result<BadParts> {
@@ -59,7 +58,6 @@ pub(super) fn check(
     monitor.begin(if options.read_data { "reading packs" } else { "reading pack directories" }, Some(total));
     let hashers = Hashers::new(session, options)?;
     let mut bad = BadParts::default();
-    note_missing(&listed, snapshots, report, monitor);
     for batch in listed.chunks(BATCH) {
         check_cancelled(monitor)?;
         let checked: Vec<_> = batch
@@ -79,21 +77,23 @@ pub(super) fn check(
     Ok(bad)
 }
 
-/// Packs that snapshots name and the store does not have.
-fn note_missing(
-    listed: &[Listed<PackId>],
+/// Names the packs that snapshots name and the store does not have. Only asked when something is lost: what a missing
+/// pack held may have been stored again since.
+pub(super) fn note_missing(
+    session: &Session,
     snapshots: &[NamedSnapshot],
     report: &mut CheckReport,
     monitor: &dyn Monitor,
-) {
-    let mut named: HashMap<PackId, ()> = HashMap::new();
-    for pack in snapshots.iter().flat_map(|named| &named.snapshot.packs) {
-        let there = listed.binary_search_by_key(pack, |listed| listed.id).is_ok();
-        if !there && named.insert(*pack, ()).is_none() {
+) -> Result<()> {
+    let listed = session.repository.store.list_packs()?;
+    let named: BTreeSet<PackId> = snapshots.iter().flat_map(|named| &named.snapshot.packs).copied().collect();
+    for pack in named {
+        if listed.binary_search_by_key(&pack, |listed| listed.id).is_err() {
             let error = Error::new(ErrorKind::NotFound, format!("pack {} is missing", pack.short()));
-            report.note(monitor, ObjectName::Pack(*pack).path(), None, &error);
+            report.note(monitor, ObjectName::Pack(pack).path(), None, &error);
         }
     }
+    Ok(())
 }
 
 fn take(checked: Checked, session: &Session, report: &mut CheckReport, bad: &mut BadParts, monitor: &dyn Monitor) {
@@ -152,14 +152,15 @@ fn check_pack(session: &Session, pack: Listed<PackId>, hashers: Option<&Hashers>
 
 /// Whether the index finds every entry of the pack, here or in another one.
 fn check_index(session: &Session, reader: &PackReader) -> Result<Option<Error>> {
-    let number = session.index.number_of(reader.id());
+    // A pack that another process finished after this check began is none of the index's yet.
+    let Some(number) = session.index.number_of(reader.id()) else { return Ok(None) };
     for (at, frame) in reader.directory().frames().iter().enumerate() {
         let entries = reader.directory().entries_of(frame);
         let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
         let found = session.index.find(&ids)?;
         let fits = found.iter().enumerate().all(|(slot, found)| {
             found.is_some_and(|found| {
-                Some(found.pack) != number || entry_is(reader, usize::from(found.frame), found.slot, ids[slot])
+                found.pack != number || entry_is(reader, usize::from(found.frame), found.slot, ids[slot])
             })
         });
         if !fits {

@@ -87,7 +87,7 @@ impl Walk<'_> {
         }
         match self.session.content.node(id) {
             Ok(node) => Ok(Some(node)),
-            Err(error) if error.is_damage() || error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) if error.is_loss() => Ok(None),
             Err(error) if error.kind() == ErrorKind::Unavailable => {
                 self.unavailable.push(format!("manifest node {}", id.short()));
                 Ok(None)
