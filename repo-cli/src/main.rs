@@ -1,1 +1,25 @@
-fn main() {}
+//! `cairn`, the command line: what is typed becomes a call of the core, what the core reports becomes text or JSON.
+//!
+//! Everything that prints, prompts, reads the clock or the environment is in this crate; the core does none of it.
+
+mod args;
+mod command;
+mod exit;
+mod failure;
+mod hint;
+mod interrupt;
+mod invocation;
+mod output;
+mod output_file;
+mod passphrase;
+mod select;
+mod terminal;
+mod when;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    command::run(args::Cli::parse()).into()
+}

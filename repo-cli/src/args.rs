@@ -1,0 +1,87 @@
+//! The command line as typed: global options and the command. Each command's own options stand beside its code.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser};
+
+use crate::command::Command;
+
+/// Deduplicating, encrypted backups of XenServer and XCP-ng virtual disks.
+///
+/// A repository is a folder made by `cairn init`. `cairn import` stores a disk as a snapshot, `cairn restore` gives it
+/// back bit for bit, as VHD or raw.
+#[derive(Debug, Parser)]
+#[command(name = "cairn", version, arg_required_else_help = true, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) globals: Globals,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Environment:
+  CAIRN_REPO            the repository, when --repo is not given
+  CAIRN_PASSPHRASE      the passphrase, when --passphrase-file is not given
+  XDG_CACHE_HOME        where the index of a read-only repository is kept (default ~/.cache)
+  TZ                    the time zone of times without one
+
+Exit codes:
+  0 done   1 failed   2 wrong usage   3 finished, with damage found   4 busy or locked   130 interrupted";
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub(crate) struct Globals {
+    /// The repository
+    #[arg(long, global = true, env = "CAIRN_REPO", value_name = "PATH", help_heading = "Global options")]
+    pub(crate) repo: Option<PathBuf>,
+    /// Read the passphrase from a file; one newline at its end is not part of it
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    pub(crate) passphrase_file: Option<PathBuf>,
+    /// Print the result as JSON, and warnings and errors as one JSON object a line
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub(crate) json: bool,
+    /// Print no progress and no summary: only lists, warnings and errors
+    #[arg(long, short, global = true, help_heading = "Global options")]
+    pub(crate) quiet: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_of_the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples_in_its_help() {
+        fn check(command: &clap::Command) {
+            if command.has_subcommands() {
+                command.get_subcommands().for_each(check);
+            } else {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.starts_with("Examples:\n"), "{}", command.get_name());
+            }
+        }
+        Cli::command().get_subcommands().for_each(check);
+    }
+
+    #[test]
+    fn global_options_are_taken_before_and_after_the_command() {
+        for line in [["cairn", "--repo", "r", "--json", "snapshots"], ["cairn", "snapshots", "--json", "--repo", "r"]] {
+            let cli = Cli::try_parse_from(line).unwrap();
+            assert_eq!(cli.globals.repo, Some(PathBuf::from("r")));
+            assert!(cli.globals.json);
+        }
+    }
+
+    #[test]
+    fn wrong_usage_has_the_exit_code_in_the_documents() {
+        let error = Cli::try_parse_from(["cairn", "import"]).unwrap_err();
+        assert_eq!(error.exit_code(), i32::from(crate::exit::Exit::Usage.code()));
+    }
+}

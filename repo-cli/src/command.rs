@@ -1,0 +1,61 @@
+//! The commands, a file each: options, call of the core, result.
+
+mod check;
+mod completions;
+mod import;
+mod init;
+mod key;
+mod rebuild_index;
+mod restore;
+mod show;
+mod snapshots;
+
+use clap::Subcommand;
+
+use crate::args::Cli;
+use crate::exit::Exit;
+use crate::failure::Result;
+use crate::invocation::Invocation;
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Init(init::Args),
+    Import(import::Args),
+    Snapshots(snapshots::Args),
+    Show(show::Args),
+    Restore(restore::Args),
+    Check(check::Args),
+    RebuildIndex(rebuild_index::Args),
+    Key(key::Args),
+    Completions(completions::Args),
+}
+
+/// Runs a command and tells how it went.
+pub(crate) fn run(cli: Cli) -> Exit {
+    let invocation = Invocation::new(cli.globals);
+    match dispatch(cli.command, &invocation) {
+        Ok(exit) => {
+            invocation.terminal.clear();
+            exit
+        }
+        Err(failure) => {
+            invocation.terminal.fail(&failure);
+            failure.exit()
+        }
+    }
+}
+
+fn dispatch(command: Command, invocation: &Invocation) -> Result<Exit> {
+    match command {
+        Command::Init(args) => init::run(&args, invocation),
+        Command::Import(args) => import::run(args, invocation),
+        Command::Snapshots(args) => snapshots::run(&args, invocation),
+        Command::Show(args) => show::run(&args, invocation),
+        Command::Restore(args) => restore::run(&args, invocation),
+        Command::Check(args) => check::run(&args, invocation),
+        Command::RebuildIndex(args) => rebuild_index::run(&args, invocation),
+        Command::Key(args) => key::run(args, invocation),
+        Command::Completions(args) => completions::run(&args),
+    }
+}

@@ -1,0 +1,177 @@
+//! `cairn init`.
+
+use clap::ValueEnum;
+use repo_core::chunk::ChunkParams;
+use repo_core::entropy::Entropy;
+use repo_core::error::ErrorKind;
+use repo_core::keys::slot::{Argon2Cost, Unlock};
+use repo_core::repository::{InitOptions, Repository};
+use repo_core::seal::Suite;
+use repo_core::store::Store;
+use repo_core::units::PAGES_PER_BLOCK;
+use serde::Serialize;
+
+use crate::exit::Exit;
+use crate::failure::{Failure, Result};
+use crate::invocation::Invocation;
+use crate::output;
+use crate::passphrase::Passphrase;
+
+/// Make a new repository
+///
+/// The folder named by --repo is made, or must be empty. What is chosen here holds for the life of the repository. Unless
+/// --encryption none is given, everything is sealed with AES-256-GCM under a passphrase: whoever loses the passphrase and
+/// every other key (see `cairn key`) loses the backups.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// How content is sealed; `none` is still checked against damage, but readable to all
+    #[arg(long, value_enum, default_value_t = Encryption::Aes256Gcm)]
+    encryption: Encryption,
+    /// Average length of a chunk in 4 KiB pages, a power of two: fewer find more duplicates and make a larger index
+    #[arg(long, value_name = "PAGES", default_value_t = 1 << ChunkParams::default().cut_bits, value_parser = parse_average)]
+    average_pages: u16,
+    /// Longest chunk in 4 KiB pages, at most 512 [default: 4 times the average]
+    #[arg(long, value_name = "PAGES", value_parser = clap::value_parser!(u16).range(1..=PAGES_PER_BLOCK as i64))]
+    longest_pages: Option<u16>,
+    /// What `cairn key list` calls the first passphrase
+    #[arg(long, value_name = "TEXT", default_value = "first")]
+    label: String,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  cairn init --repo /backup/pool1
+  cairn init --repo /backup/pool1 --passphrase-file /root/.cairn-passphrase
+  cairn init --repo /backup/lab --encryption none";
+
+/// How content is sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Encryption {
+    /// Encrypted and authenticated
+    #[value(name = "aes-256-gcm")]
+    Aes256Gcm,
+    /// Authenticated only
+    None,
+}
+
+#[derive(Debug, Serialize)]
+struct Made {
+    repository: String,
+    path: String,
+    encryption: &'static str,
+    average_pages: u16,
+    longest_pages: u16,
+    created: String,
+}
+
+pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
+    let path = invocation.repo()?;
+    let mut options = InitOptions::new(args.encryption.suite(), invocation.now_ms());
+    options.chunk = chunk_params(args)?;
+    let passphrase = passphrase(args, invocation)?;
+    let unlock = match &passphrase {
+        Some(text) => Unlock::Passphrase { text, cost: Argon2Cost::default() },
+        None => Unlock::Open,
+    };
+    let repository = Store::create_local(path)
+        .and_then(|store| Repository::create(store, &options, &unlock, &args.label, Entropy::system()))
+        .map_err(|error| {
+            let exists = error.kind() == ErrorKind::AlreadyExists;
+            let failure = Failure::from(error.context("cannot make the repository"));
+            if exists { failure.hint("name a folder that is empty or not there yet") } else { failure }
+        })?;
+    let config = &repository.config;
+    let made = Made {
+        repository: config.id.to_hex(),
+        path: path.display().to_string(),
+        encryption: config.suite.name(),
+        average_pages: args.average_pages,
+        longest_pages: config.chunk.pages_max,
+        created: output::time_utc(config.created_ms),
+    };
+    invocation.print_summary(&made, || text(&made))?;
+    Ok(Exit::Done)
+}
+
+fn text(made: &Made) -> String {
+    let mut text =
+        format!("repository {} made in {}\n", output::short(&made.repository), output::printable(&made.path));
+    text.push_str(match made.encryption {
+        "none" => "  not encrypted: whoever reads the folder reads the disks\n",
+        _ => "  encrypted with AES-256-GCM: without the passphrase nothing can be restored, so keep it safe\n",
+    });
+    text.push_str("  next: cairn import disk.vhd --vdi NAME\n");
+    text
+}
+
+fn chunk_params(args: &Args) -> Result<ChunkParams> {
+    let cut_bits = u8::try_from(args.average_pages.trailing_zeros()).expect("a u16 has 16 bits");
+    let pages_max = args.longest_pages.unwrap_or_else(|| (4 * args.average_pages).min(PAGES_PER_BLOCK as u16));
+    if pages_max < args.average_pages {
+        let text =
+            format!("--longest-pages {pages_max} is below the average of {} (--average-pages)", args.average_pages);
+        return Err(Failure::usage(text));
+    }
+    Ok(ChunkParams { cut_bits, pages_max })
+}
+
+fn passphrase(args: &Args, invocation: &Invocation) -> Result<Option<Passphrase>> {
+    let source = invocation.passphrase_source();
+    match args.encryption {
+        Encryption::Aes256Gcm => source.new_one().map(Some),
+        Encryption::None if source.is_given() => {
+            Err(Failure::usage("--encryption none takes no passphrase, but one is given")
+                .hint("unset CAIRN_PASSPHRASE and leave out --passphrase-file, or leave out --encryption none"))
+        }
+        Encryption::None => Ok(None),
+    }
+}
+
+fn parse_average(text: &str) -> std::result::Result<u16, String> {
+    match text.parse() {
+        Ok(pages) if (1..=PAGES_PER_BLOCK as u16).contains(&pages) && pages.is_power_of_two() => Ok(pages),
+        _ => Err(format!("a power of two from 1 to {PAGES_PER_BLOCK} is needed")),
+    }
+}
+
+impl Encryption {
+    fn suite(self) -> Suite {
+        match self {
+            Self::Aes256Gcm => Suite::Aes256Gcm,
+            Self::None => Suite::None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::Cli;
+    use crate::command::Command;
+
+    fn params(options: &[&str]) -> std::result::Result<ChunkParams, ()> {
+        let cli = Cli::try_parse_from(["cairn", "init"].iter().chain(options)).map_err(drop)?;
+        let Command::Init(args) = cli.command else { panic!("init was typed") };
+        chunk_params(&args).map_err(drop)
+    }
+
+    #[test]
+    fn without_options_chunks_are_those_the_core_chose() {
+        assert_eq!(params(&[]), Ok(ChunkParams::default()));
+    }
+
+    #[test]
+    fn pages_become_bits_and_what_the_format_does_not_hold_is_refused() {
+        assert_eq!(params(&["--average-pages", "1"]), Ok(ChunkParams { cut_bits: 0, pages_max: 4 }));
+        assert_eq!(params(&["--average-pages", "512"]), Ok(ChunkParams { cut_bits: 9, pages_max: 512 }));
+        assert_eq!(params(&["--longest-pages", "64"]), Ok(ChunkParams { cut_bits: 3, pages_max: 64 }));
+        for bad in [["--average-pages", "3"], ["--average-pages", "0"], ["--average-pages", "1024"]] {
+            assert!(params(&bad).is_err(), "{bad:?}");
+        }
+        assert!(params(&["--longest-pages", "4"]).is_err());
+        assert!(params(&["--longest-pages", "513"]).is_err());
+    }
+}

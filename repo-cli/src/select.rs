@@ -1,0 +1,249 @@
+//! Which snapshot and disk is meant: an id, the beginning of one, `latest`, or a VDI and a time.
+
+use std::collections::BTreeSet;
+
+use repo_core::ErrorKind;
+use repo_core::snapshot::{Disk, NamedSnapshot};
+
+use crate::failure::{Failure, Result};
+use crate::output;
+
+/// Digits the beginning of an id has at least.
+const PREFIX_LEN_MIN: usize = 4;
+/// Names listed in a hint.
+const LISTED_MAX: usize = 8;
+
+/// A disk of a snapshot.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Chosen<'a> {
+    /// The snapshot.
+    pub(crate) snapshot: &'a NamedSnapshot,
+    /// One of its disks.
+    pub(crate) disk: &'a Disk,
+}
+
+/// The snapshot that `name` means: `latest`, an id, or the beginning of one. `snapshots` come oldest first.
+///
+/// # Errors
+/// `NotFound`; wrong usage when several begin so.
+pub(crate) fn snapshot<'a>(snapshots: &'a [NamedSnapshot], name: &str) -> Result<&'a NamedSnapshot> {
+    if name == "latest" {
+        return snapshots.last().ok_or_else(none_at_all);
+    }
+    match by_prefix(snapshots, name, |named| named.id.to_hex()) {
+        Ok(found) => Ok(found),
+        Err(_) if snapshots.is_empty() => Err(none_at_all()),
+        Err(failure) => Err(failure.unwrap_or_else(|| {
+            Failure::new(ErrorKind::NotFound, format!("no snapshot is named {name:?}"))
+                .hint("`cairn snapshots` lists them; an id may be shortened to 4 digits, and `latest` is the newest")
+        })),
+    }
+}
+
+/// The disk that `name` means: a VDI, of which the newest snapshot not later than `at_ms` is taken, or else a snapshot. A
+/// VDI that is named exactly so wins over a snapshot whose id begins so.
+///
+/// # Errors
+/// `NotFound`; wrong usage when options contradict each other.
+pub(crate) fn disk<'a>(
+    snapshots: &'a [NamedSnapshot],
+    name: &str,
+    vdi: Option<&str>,
+    at_ms: Option<i64>,
+) -> Result<Chosen<'a>> {
+    if snapshots.iter().any(|named| named.snapshot.disk(name).is_some()) {
+        if vdi.is_some_and(|vdi| vdi != name) {
+            return Err(Failure::usage(format!("{name} is a VDI, and --vdi names another")));
+        }
+        return newest_of_vdi(snapshots, name, at_ms);
+    }
+    let named = snapshot(snapshots, name).map_err(|failure| {
+        if snapshots.is_empty() || failure.exit() == crate::exit::Exit::Usage {
+            return failure;
+        }
+        Failure::new(ErrorKind::NotFound, format!("no VDI and no snapshot is named {name:?}"))
+            .hint(format!("there are the VDIs {}; `cairn snapshots` lists the snapshots", vdis_of(snapshots)))
+    })?;
+    if at_ms.is_some() {
+        return Err(Failure::usage("--at goes with a VDI, not with a snapshot"));
+    }
+    disk_of(named, vdi)
+}
+
+/// The thing among `things` whose id begins with `prefix`. `Err(None)` when there is none.
+pub(crate) fn by_prefix<'a, T>(
+    things: &'a [T],
+    prefix: &str,
+    hex: impl Fn(&T) -> String,
+) -> Result<&'a T, Option<Failure>> {
+    let prefix = prefix.to_ascii_lowercase();
+    if prefix.len() < PREFIX_LEN_MIN || !prefix.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(None);
+    }
+    let found: Vec<_> = things.iter().filter(|thing| hex(thing).starts_with(&prefix)).collect();
+    match found[..] {
+        [] => Err(None),
+        [one] => Ok(one),
+        _ => {
+            let ids: Vec<_> = found.iter().take(LISTED_MAX).map(|thing| hex(thing)[..16].to_owned()).collect();
+            Err(Some(Failure::usage(format!("{prefix:?} is the beginning of {} ids", found.len())).hint(format!(
+                "give more digits: {}{}",
+                ids.join(", "),
+                if found.len() > LISTED_MAX { ", …" } else { "" }
+            ))))
+        }
+    }
+}
+
+fn newest_of_vdi<'a>(snapshots: &'a [NamedSnapshot], vdi: &str, at_ms: Option<i64>) -> Result<Chosen<'a>> {
+    let with: Vec<_> = snapshots
+        .iter()
+        .filter_map(|snapshot| snapshot.snapshot.disk(vdi).map(|disk| Chosen { snapshot, disk }))
+        .collect();
+    let limit = at_ms.unwrap_or(i64::MAX);
+    let in_time = with.iter().rev().find(|chosen| chosen.snapshot.snapshot.time_ms <= limit);
+    in_time.copied().ok_or_else(|| {
+        let text = format!("VDI {vdi} has no snapshot at or before {}", output::time_local(limit));
+        let failure = Failure::new(ErrorKind::NotFound, text);
+        match with.first() {
+            Some(oldest) => {
+                failure.hint(format!("its oldest is of {}", output::time_local(oldest.snapshot.snapshot.time_ms)))
+            }
+            None => failure,
+        }
+    })
+}
+
+fn disk_of<'a>(named: &'a NamedSnapshot, vdi: Option<&str>) -> Result<Chosen<'a>> {
+    let disks = &named.snapshot.disks;
+    let names = || disks.iter().map(|disk| disk.vdi.as_str()).collect::<Vec<_>>().join(", ");
+    let disk = match (vdi, &disks[..]) {
+        (None, [only]) => only,
+        (None, _) => {
+            let text = format!("snapshot {} has {} disks", named.id.short(), disks.len());
+            return Err(Failure::usage(text).hint(format!("choose one with --vdi: {}", names())));
+        }
+        (Some(vdi), _) => named.snapshot.disk(vdi).ok_or_else(|| {
+            let text = format!("snapshot {} has no VDI {vdi}", named.id.short());
+            Failure::new(ErrorKind::NotFound, text).hint(format!("it has {}", names()))
+        })?,
+    };
+    Ok(Chosen { snapshot: named, disk })
+}
+
+fn vdis_of(snapshots: &[NamedSnapshot]) -> String {
+    let names: BTreeSet<_> =
+        snapshots.iter().flat_map(|named| &named.snapshot.disks).map(|disk| disk.vdi.as_str()).collect();
+    let listed: Vec<_> = names.iter().take(LISTED_MAX).copied().collect();
+    format!("{}{}", listed.join(", "), if names.len() > LISTED_MAX { ", …" } else { "" })
+}
+
+fn none_at_all() -> Failure {
+    Failure::new(ErrorKind::NotFound, "the repository has no snapshots")
+        .hint("`cairn import` makes one, for instance: cairn import disk.vhd --vdi web-01-root")
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::collections::BTreeMap;
+
+    use repo_core::id::{NodeId, SnapshotId};
+    use repo_core::manifest::Tree;
+    use repo_core::snapshot::{Snapshot, SnapshotStats};
+
+    use super::*;
+    use crate::exit::Exit;
+
+    /// A snapshot whose id begins with `id`, of disks named `vdis`.
+    pub(crate) fn made(id: [u8; 4], time_ms: i64, vdis: &[&str]) -> NamedSnapshot {
+        let mut bytes = [0; 32];
+        bytes[..4].copy_from_slice(&id);
+        let disk = |vdi: &&str| Disk {
+            vdi: (*vdi).to_owned(),
+            tree: Tree { root: NodeId([1; 32]), virtual_size: 1 << 30 },
+            source_format: "vhd-dynamic".to_owned(),
+            allocated_bytes: 4096,
+            parent: None,
+        };
+        let snapshot = Snapshot {
+            time_ms,
+            committed_ms: time_ms + 1,
+            vm: Some("web-01".to_owned()),
+            disks: vdis.iter().map(disk).collect(),
+            packs: Vec::new(),
+            stats: SnapshotStats { new_bytes: 4096, new_chunks: 1, pack_bytes: 900 },
+            program: "cairn".to_owned(),
+            metadata: BTreeMap::new(),
+        };
+        NamedSnapshot { id: SnapshotId(bytes), len: 100, snapshot }
+    }
+
+    fn three() -> Vec<NamedSnapshot> {
+        vec![
+            made([0xab, 0xcd, 0x00, 0x01], 1000, &["root"]),
+            made([0xab, 0xcd, 0x00, 0x02], 2000, &["root", "data"]),
+            made([0xfe, 0xed, 0x00, 0x03], 3000, &["root", "abcd"]),
+        ]
+    }
+
+    fn time(chosen: &NamedSnapshot) -> i64 {
+        chosen.snapshot.time_ms
+    }
+
+    #[test]
+    fn a_snapshot_is_found_by_id_prefix_and_latest() {
+        let all = three();
+        assert_eq!(time(snapshot(&all, &all[1].id.to_hex()).unwrap()), 2000);
+        assert_eq!(time(snapshot(&all, "FEED").unwrap()), 3000);
+        assert_eq!(time(snapshot(&all, "abcd0002").unwrap()), 2000);
+        assert_eq!(time(snapshot(&all, "latest").unwrap()), 3000);
+    }
+
+    #[test]
+    fn an_ambiguous_prefix_lists_the_candidates_and_a_short_or_unknown_one_is_not_found() {
+        let all = three();
+        let failure = snapshot(&all, "abcd").unwrap_err();
+        assert_eq!(failure.exit(), Exit::Usage);
+        assert!(failure.text().contains("abcd000100000000, abcd000200000000"), "{}", failure.text());
+        for name in ["fee", "fefe", "x", ""] {
+            assert_eq!(snapshot(&all, name).unwrap_err().exit(), Exit::Failed, "{name}");
+        }
+        assert!(snapshot(&[], "latest").unwrap_err().text().contains("no snapshots"));
+    }
+
+    #[test]
+    fn of_a_vdi_the_newest_snapshot_not_later_than_the_time_is_taken() {
+        let all = three();
+        let at = |at_ms| disk(&all, "root", None, at_ms).map(|chosen| time(chosen.snapshot));
+        assert_eq!(at(None).unwrap(), 3000);
+        assert_eq!(at(Some(2999)).unwrap(), 2000);
+        assert_eq!(at(Some(2000)).unwrap(), 2000);
+        assert_eq!(at(Some(1000)).unwrap(), 1000);
+        assert!(at(Some(999)).unwrap_err().text().contains("its oldest is of"));
+        assert_eq!(time(disk(&all, "data", None, None).unwrap().snapshot), 2000);
+    }
+
+    #[test]
+    fn a_vdi_with_exactly_that_name_wins_over_the_beginning_of_an_id() {
+        let all = three();
+        let chosen = disk(&all, "abcd", None, None).unwrap();
+        assert_eq!((time(chosen.snapshot), chosen.disk.vdi.as_str()), (3000, "abcd"));
+    }
+
+    #[test]
+    fn a_snapshot_of_several_disks_wants_one_to_be_named() {
+        let all = three();
+        assert_eq!(disk(&all, "abcd0001", None, None).unwrap().disk.vdi, "root");
+        assert!(disk(&all, "abcd0002", None, None).unwrap_err().text().contains("root, data"));
+        assert_eq!(disk(&all, "abcd0002", Some("data"), None).unwrap().disk.vdi, "data");
+        assert_eq!(disk(&all, "abcd0002", Some("x"), None).unwrap_err().exit(), Exit::Failed);
+        assert_eq!(disk(&all, "abcd0001", None, Some(1)).unwrap_err().exit(), Exit::Usage);
+        assert_eq!(disk(&all, "root", Some("data"), None).unwrap_err().exit(), Exit::Usage);
+    }
+
+    #[test]
+    fn an_unknown_name_is_answered_with_the_vdis_there_are() {
+        let text = disk(&three(), "rot", None, None).unwrap_err().text();
+        assert!(text.contains("abcd, data, root"), "{text}");
+    }
+}
