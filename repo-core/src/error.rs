@@ -96,6 +96,24 @@ impl Error {
         Self { kind: self.kind, context: outer.into(), source: Some(Box::new(self)) }
     }
 
+    /// The text and those of all causes, joined by colons. A cause that its outer text already tells is not repeated.
+    pub fn chain(&self) -> String {
+        let mut chain = self.context.clone();
+        let mut told = self.context.clone();
+        let mut cause = StdError::source(self);
+        while let Some(error) = cause {
+            let text = error.to_string();
+            // Some libraries print their causes as part of themselves.
+            if !told.contains(&text) {
+                chain.push_str(": ");
+                chain.push_str(&text);
+                told = text;
+            }
+            cause = error.source();
+        }
+        chain
+    }
+
     /// Whether this is damage or tampering: bytes that were there and failed a check.
     pub fn is_damage(&self) -> bool {
         matches!(self.kind, ErrorKind::Corrupt | ErrorKind::Unauthenticated)
@@ -116,13 +134,7 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}: {}", self.kind, self.context)?;
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
+        write!(f, "{:?}: {}", self.kind, self.chain())
     }
 }
 
@@ -162,6 +174,7 @@ mod tests {
         let error = Error::corrupt("frame 17 of pack 9f3c: authentication failed").context("cannot read block 4");
         assert_eq!(error.to_string(), "cannot read block 4");
         assert_eq!(format!("{error:?}"), "Corrupt: cannot read block 4: frame 17 of pack 9f3c: authentication failed");
+        assert_eq!(error.chain(), "cannot read block 4: frame 17 of pack 9f3c: authentication failed");
         assert!(error.is_damage());
     }
 }

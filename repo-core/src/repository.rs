@@ -73,9 +73,13 @@ impl Repository {
         let bytes = config.encode(&keys)?;
         Config::decode(&bytes).map_err(|error| Error::with_source(ErrorKind::Invalid, "cannot create that", error))?;
         let repository = Self { store, config, keys, entropy, master: Some(master) };
-        repository.add_slot(unlock, label, options.now_ms)?;
+        let slot = repository.add_slot(unlock, label, options.now_ms)?;
         // Last: a folder without it is no repository yet.
-        repository.store.put_new(ObjectName::Config, &bytes)?;
+        if let Err(error) = repository.store.put_new(ObjectName::Config, &bytes) {
+            // So that the next try finds an empty folder; that this fails too adds nothing to the error.
+            let _ = repository.store.delete(ObjectName::Slot(slot));
+            return Err(error);
+        }
         Ok(repository)
     }
 

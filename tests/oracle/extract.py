@@ -295,7 +295,7 @@ class Repository:
                     self.where[id] = self.where.get(id, ()) + (len(self.packs) << 64 | n << 32 | length,)
             self.packs.append(pack)
 
-    @functools.lru_cache(maxsize=16)
+    @functools.lru_cache(maxsize=64)
     def frame(self, number):
         pack = self.packs[number >> 32]
         try:

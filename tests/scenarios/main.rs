@@ -8,6 +8,7 @@ mod model;
 mod oracle;
 mod processes;
 mod refusals;
+mod samples;
 
 #[test]
 fn every_scenario_file_is_part_of_this_binary() {

@@ -186,6 +186,7 @@ fn a_full_disk_ends_an_import_and_a_restore_clearly_and_loses_nothing() {
     // Whatever room is left goes to a file of zeros.
     let filler = std::fs::File::create(place.join("filler")).unwrap();
     assert!(std::io::copy(&mut std::io::repeat(0), &mut &filler).is_err());
+    drop(filler);
     let output = place.join("out.raw");
     for format in ["raw", "vhd"] {
         let restore = fails(subject.cairn().args(["restore", "a", "--format", format, "-o"]).arg(&output));

@@ -76,25 +76,13 @@ impl CheckReport {
     fn note(&mut self, monitor: &dyn Monitor, object: impl Into<String>, frame: Option<u32>, error: &Error) {
         let object = object.into();
         if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Io) {
-            monitor.warn(&format!("{object} cannot be read now: {error:?}"));
+            monitor.warn(&format!("{object} cannot be read now: {}", error.chain()));
             self.unavailable.push(object);
             return;
         }
         monitor.damage(error);
-        self.damages.push(Damage { object, frame, error: text_of(error) });
+        self.damages.push(Damage { object, frame, error: error.chain() });
     }
-}
-
-/// An error and its causes on one line.
-fn text_of(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// Checks a repository.

@@ -17,7 +17,7 @@ use crate::manifest::walk::Leaves;
 use crate::monitor::{Monitor, check_cancelled};
 use crate::ops::open::Session;
 use crate::units::{BLOCK_LEN, BlockIndex};
-use window::{WindowBuffer, WindowPlan};
+use window::{Loss, WindowBuffer, WindowPlan};
 
 /// Blocks in one window. Two windows are in memory: one being filled, one being written.
 const WINDOW: usize = 48;
@@ -172,12 +172,12 @@ impl Restore<'_> {
 
     fn window(&mut self, leaves: &[(BlockIndex, NodeId)], buffer: &WindowBuffer) -> Result<()> {
         check_cancelled(self.monitor)?;
-        let plan = WindowPlan::new(&self.session.content, leaves, self.virtual_size, &mut |range, error| {
-            self.options.damage(self.monitor, &mut self.holes, range, error)
+        let plan = WindowPlan::new(&self.session.content, leaves, self.virtual_size, &mut |loss| {
+            self.options.lose(self.monitor, &mut self.holes, loss)
         })?;
         let outcome = plan.run(&self.session.content, &self.hasher, buffer, self.monitor);
-        for (range, error) in outcome.damages {
-            self.options.damage(self.monitor, &mut self.holes, range, error)?;
+        for loss in outcome.losses {
+            self.options.lose(self.monitor, &mut self.holes, loss)?;
         }
         self.written_bytes += outcome.written_bytes;
         self.monitor.advance(leaves.len() as u64 * BLOCK_LEN as u64);
@@ -195,22 +195,25 @@ impl Target {
 }
 
 impl RestoreOptions {
-    /// Notes damage at a range of the disk and goes on, or ends the restore.
-    fn damage(self, monitor: &dyn Monitor, holes: &mut Holes, range: Range<u64>, error: Error) -> Result<()> {
-        let error = if error.is_loss() {
-            Error::with_source(
-                ErrorKind::Corrupt,
-                format!("bytes {} to {} of the disk cannot be restored", range.start, range.end),
-                error,
-            )
-        } else {
+    /// Notes what is lost and goes on, or ends the restore.
+    fn lose(self, monitor: &dyn Monitor, holes: &mut Holes, loss: Loss) -> Result<()> {
+        let Loss { ranges, error } = loss;
+        if !error.is_loss() {
             return Err(error);
+        }
+        let ranges = Holes(ranges).merged();
+        let Some(Range { start, end }) = ranges.first() else { return Ok(()) };
+        let more = match ranges.len() {
+            1 => String::new(),
+            count => format!(" and {} more ranges", count - 1),
         };
+        let text = format!("bytes {start} to {end}{more} of the disk cannot be restored");
+        let error = Error::with_source(ErrorKind::Corrupt, text, error);
         if !self.keep_going {
             return Err(error);
         }
         monitor.damage(&error);
-        holes.add(range);
+        holes.0.extend(ranges);
         Ok(())
     }
 }

@@ -18,6 +18,9 @@ use crate::store::ObjectName;
 /// What is collected before it is written, in bytes. A multiple of the alignment of direct writes.
 const BUFFER_LEN: usize = 1024 * 1024;
 
+/// The folders of a repository.
+const LAYOUT: [&str; 5] = ["keys", "packs", "snapshots", "index", "tmp"];
+
 /// A repository's folder.
 #[derive(Debug, Clone)]
 pub struct LocalDir {
@@ -42,18 +45,37 @@ impl LocalDir {
     pub fn create_layout(&self) -> Result<()> {
         let cannot = || format!("cannot create {}", self.root.display());
         fs::create_dir_all(&self.root).context(cannot)?;
-        if fs::read_dir(&self.root).context(cannot)?.next().is_some() {
-            let what = if self.root.join("config").exists() { "is a repository already" } else { "is not empty" };
-            return Err(Error::new(ErrorKind::AlreadyExists, format!("{} {what}", self.root.display())));
-        }
-        for folder in ["keys", "packs", "snapshots", "index", "tmp"] {
-            fs::create_dir(self.root.join(folder)).context(cannot)?;
+        self.refuse_occupied().context(cannot)?;
+        for folder in LAYOUT {
+            match fs::create_dir(self.root.join(folder)) {
+                // Of an earlier try that ended before the configuration was written.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                made => made.context(cannot)?,
+            }
         }
         sync_folder(&self.root)?;
         match self.root.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent),
             _ => Ok(()),
         }
+    }
+
+    /// Refuses a folder that holds anything but empty folders of a repository.
+    fn refuse_occupied(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.root).context(|| "cannot list it")? {
+            let name = entry.context(|| "cannot list it")?.file_name();
+            let ours = LAYOUT.iter().any(|folder| name == *folder);
+            let empty = fs::read_dir(self.root.join(&name)).is_ok_and(|mut entries| entries.next().is_none());
+            if !ours || !empty {
+                let what = if name == "config" || self.root.join("config").exists() {
+                    "it is a repository already"
+                } else {
+                    "it is not empty"
+                };
+                return Err(Error::new(ErrorKind::AlreadyExists, what));
+            }
+        }
+        Ok(())
     }
 
     /// Begins an object.

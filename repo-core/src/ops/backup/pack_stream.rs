@@ -129,7 +129,7 @@ impl PackStream {
     /// Sends the collected entries to be compressed and sealed.
     fn close_frame(&mut self) -> Result<()> {
         // The bound of frames in memory; what is popped here also decides, always at the same frame, when a pack is full.
-        if self.sealing.len() >= 2 * rayon::current_num_threads() + 1 {
+        if self.sealing.len() > 2 * rayon::current_num_threads() {
             self.append_oldest()?;
         }
         let (cipher, position) = self.next_position()?;

@@ -108,7 +108,8 @@ fn take(checked: Checked, session: &Session, report: &mut CheckReport, bad: &mut
     }
     if let Some(error) = &checked.error {
         report.note(monitor, object, None, error);
-        bad.packs.extend(number);
+        // What cannot be read now is not lost.
+        bad.packs.extend(number.filter(|_| error.is_loss()));
     }
 }
 

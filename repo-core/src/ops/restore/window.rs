@@ -37,11 +37,22 @@ pub(super) struct WindowPlan {
 #[derive(Default)]
 pub(super) struct WindowOutcome {
     pub(super) written_bytes: u64,
-    /// Ranges of the disk, in bytes, that could not be restored, and why.
-    pub(super) damages: Vec<(Range<u64>, Error)>,
+    pub(super) losses: Vec<Loss>,
 }
 
-type OnDamage<'a> = dyn FnMut(Range<u64>, Error) -> Result<()> + 'a;
+/// Ranges of the disk, in bytes, that could not be restored for one reason.
+pub(super) struct Loss {
+    pub(super) ranges: Vec<Range<u64>>,
+    pub(super) error: Error,
+}
+
+impl Loss {
+    fn of(placed: &[Placed], error: Error) -> Self {
+        Self { ranges: placed.iter().map(|placed| placed.range.clone()).collect(), error }
+    }
+}
+
+type OnLoss<'a> = dyn FnMut(Loss) -> Result<()> + 'a;
 
 impl WindowPlan {
     /// Reads the leaves and finds their chunks.
@@ -49,7 +60,7 @@ impl WindowPlan {
         content: &ContentReader,
         leaves: &[(BlockIndex, NodeId)],
         virtual_size: u64,
-        on_damage: &mut OnDamage<'_>,
+        on_loss: &mut OnLoss<'_>,
     ) -> Result<Self> {
         let mut wanted: Vec<(ChunkId, Range<u64>)> = Vec::new();
         for (block, leaf) in leaves {
@@ -57,7 +68,7 @@ impl WindowPlan {
                 Ok(runs) => wanted.extend(runs.iter().map(|run| (run.id, disk_range(*block, run, virtual_size)))),
                 Err(error) => {
                     let end = (block.offset_bytes() + BLOCK_LEN as u64).min(virtual_size);
-                    on_damage(block.offset_bytes()..end, error)?;
+                    on_loss(Loss { ranges: vec![block.offset_bytes()..end], error })?;
                 }
             }
         }
@@ -69,7 +80,10 @@ impl WindowPlan {
         for ((id, range), location) in wanted.into_iter().zip(located.into_iter().flatten()) {
             match location {
                 Some(location) => placed.push(Placed { location, id, range }),
-                None => on_damage(range, Error::corrupt(format!("chunk {} is in no pack", id.short())))?,
+                None => {
+                    let error = Error::corrupt(format!("chunk {} is in no pack", id.short()));
+                    on_loss(Loss { ranges: vec![range], error })?;
+                }
             }
         }
         placed.sort_unstable_by_key(|placed| (placed.location, placed.range.start));
@@ -90,13 +104,13 @@ impl WindowPlan {
             .map(|placed| {
                 if monitor.is_cancelled() {
                     let error = Error::new(ErrorKind::Interrupted, "interrupted");
-                    return WindowOutcome { written_bytes: 0, damages: vec![(whole(placed), error)] };
+                    return WindowOutcome { written_bytes: 0, losses: vec![Loss::of(placed, error)] };
                 }
                 restore_frame(content, hasher, buffer, placed)
             })
             .reduce(WindowOutcome::default, |mut all, one| {
                 all.written_bytes += one.written_bytes;
-                all.damages.extend(one.damages);
+                all.losses.extend(one.losses);
                 all
             })
     }
@@ -104,10 +118,6 @@ impl WindowPlan {
 
 fn frame_of(placed: &Placed) -> (PackNumber, u16) {
     (placed.location.pack, placed.location.frame)
-}
-
-fn whole(placed: &[Placed]) -> Range<u64> {
-    placed.first().map_or(0, |first| first.range.start)..placed.last().map_or(0, |last| last.range.end)
 }
 
 fn disk_range(block: BlockIndex, run: &Run, virtual_size: u64) -> Range<u64> {
@@ -128,9 +138,7 @@ fn restore_frame(
     let decoded = match content.cached_frame(pack, frame) {
         Ok(decoded) => decoded,
         Err(error) => {
-            let text = format!("{error:?}");
-            let damages = placed.iter().map(|placed| (placed.range.clone(), Error::new(error.kind(), text.clone())));
-            outcome.damages.extend(damages);
+            outcome.losses.push(Loss::of(placed, error));
             return outcome;
         }
     };
@@ -140,20 +148,11 @@ fn restore_frame(
             Ok(chunk) => {
                 for Placed { range, .. } in same {
                     let len = usize::try_from(range.end - range.start).expect("a chunk is at most 2 MiB");
-                    match buffer.fill(range.start, &chunk[..len]) {
-                        Ok(()) => outcome.written_bytes += len as u64,
-                        Err(error) => {
-                            outcome.damages.push((range.clone(), error));
-                            return outcome;
-                        }
-                    }
+                    buffer.fill(range.start, &chunk[..len]);
+                    outcome.written_bytes += len as u64;
                 }
             }
-            Err(error) => {
-                let text = format!("{error:?}");
-                let damages = same.iter().map(|placed| (placed.range.clone(), Error::new(error.kind(), text.clone())));
-                outcome.damages.extend(damages);
-            }
+            Err(error) => outcome.losses.push(Loss::of(same, error)),
         }
     }
     outcome
@@ -211,15 +210,12 @@ impl WindowBuffer {
     }
 
     /// Puts content at `offset` bytes of the disk, whole pages but at the disk's end, within one block.
-    fn fill(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+    fn fill(&self, offset: u64, bytes: &[u8]) {
         let index = BlockIndex(offset / BLOCK_LEN as u64);
-        let at = self
-            .blocks
-            .binary_search_by_key(&index, |(index, _)| *index)
-            .map_err(|_| Error::internal("a write outside the window"))?;
+        let at =
+            self.blocks.binary_search_by_key(&index, |(index, _)| *index).expect("a window's chunks lie in its blocks");
         let start = usize::try_from(offset - index.offset_bytes()).expect("within a block");
         self.blocks[at].1.lock().fill(start, bytes);
-        Ok(())
     }
 
     pub(super) fn write_to(&self, target: &mut Target, virtual_size: u64) -> Result<()> {
