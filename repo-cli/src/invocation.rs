@@ -7,10 +7,10 @@ use repo_core::entropy::Entropy;
 use repo_core::error::{Error, ErrorKind, ResultExt};
 use repo_core::keys::slot::{Argon2Cost, Unlock};
 use repo_core::monitor::Monitor;
-use repo_core::ops::open::{self, Session, Snapshots};
+use repo_core::ops::open::{self, Session};
 use repo_core::repository::Repository;
 use repo_core::seal::Suite;
-use repo_core::snapshot::{self, NamedSnapshot};
+use repo_core::snapshot::{self, NamedSnapshot, Snapshots};
 use repo_core::store::Store;
 use serde::Serialize;
 

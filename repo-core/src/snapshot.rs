@@ -268,11 +268,14 @@ fn context(repository: &Repository, before: &[u8]) -> Vec<u8> {
     [repository.config.id.as_bytes(), before].concat()
 }
 
+/// Snapshots, oldest first, and an error for each record that cannot be read.
+pub type Snapshots = (Vec<NamedSnapshot>, Vec<(SnapshotId, Error)>);
+
 /// All snapshots, oldest first, and an error for each record that cannot be read.
 ///
 /// # Errors
 /// `Unavailable` when the store cannot be listed.
-pub fn read_all(repository: &Repository) -> Result<(Vec<NamedSnapshot>, Vec<(SnapshotId, Error)>)> {
+pub fn read_all(repository: &Repository) -> Result<Snapshots> {
     let listed = repository.store.list_snapshots()?;
     let read: Vec<_> = listed.par_iter().map(|listed| (listed.id, read(repository, listed.id))).collect();
     let (mut snapshots, mut errors) = (Vec::new(), Vec::new());

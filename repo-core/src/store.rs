@@ -162,7 +162,7 @@ impl Store {
     /// # Errors
     /// `Unavailable`.
     pub fn list_packs(&self) -> Result<Vec<Listed<PackId>>> {
-        self.list("packs", PackId::from_hex)
+        self.list("packs", |name| PackId::from_hex(name).map(|id| (id, ObjectName::Pack(id))))
     }
 
     /// The snapshot records that are there, by id.
@@ -170,7 +170,7 @@ impl Store {
     /// # Errors
     /// `Unavailable`.
     pub fn list_snapshots(&self) -> Result<Vec<Listed<SnapshotId>>> {
-        self.list("snapshots", SnapshotId::from_hex)
+        self.list("snapshots", |name| SnapshotId::from_hex(name).map(|id| (id, ObjectName::Snapshot(id))))
     }
 
     /// The key slots that are there, by id.
@@ -178,10 +178,14 @@ impl Store {
     /// # Errors
     /// `Unavailable`.
     pub fn list_slots(&self) -> Result<Vec<Listed<SlotId>>> {
-        self.list("keys", SlotId::from_hex)
+        self.list("keys", |name| SlotId::from_hex(name).map(|id| (id, ObjectName::Slot(id))))
     }
 
-    fn list<Id: Ord + Copy>(&self, folder: &str, parse: impl Fn(&str) -> Result<Id>) -> Result<Vec<Listed<Id>>> {
+    fn list<Id: Ord + Copy>(
+        &self,
+        folder: &str,
+        parse: impl Fn(&str) -> Result<(Id, ObjectName)>,
+    ) -> Result<Vec<Listed<Id>>> {
         let prefix = ObjectPath::from(folder);
         let metas: Vec<_> = self
             .runtime
@@ -191,8 +195,8 @@ impl Store {
             .iter()
             // Other names are no objects of a repository (docs/format.md §1).
             .filter_map(|meta| {
-                let id = parse(meta.location.filename()?).ok()?;
-                Some(Listed { id, len: meta.size })
+                let (id, name) = parse(meta.location.filename()?).ok()?;
+                (name.path() == meta.location.as_ref()).then_some(Listed { id, len: meta.size })
             })
             .collect();
         listed.sort_unstable_by_key(|listed| listed.id);
@@ -264,6 +268,10 @@ mod tests {
         store.put_new(name, b"whole").unwrap();
         assert_eq!(store.put_new(name, b"other").unwrap_err().kind(), ErrorKind::AlreadyExists);
         assert_eq!(store.get(name, 100).unwrap(), b"whole");
+        // Names in other folders or in capitals are no objects.
+        std::fs::create_dir(root.join("packs/zz")).unwrap();
+        std::fs::write(root.join("packs/zz").join("cd".repeat(32)), b"x").unwrap();
+        std::fs::write(root.join("packs/ab").join("AB".repeat(32)), b"x").unwrap();
         assert_eq!(store.list_packs().unwrap(), [Listed { id: PackId([0xab; 32]), len: 5 }]);
         assert!(root.join("packs/ab").join("ab".repeat(32)).is_file());
     }

@@ -1,4 +1,5 @@
 //! All scenarios, in one binary.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod crash;
 mod damage;

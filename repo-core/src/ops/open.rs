@@ -4,13 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::content::ContentReader;
-use crate::error::{Error, ErrorKind, Result};
-use crate::id::SnapshotId;
+use crate::error::{ErrorKind, Result};
 use crate::index::sync::{SyncStats, add_missing, sync};
 use crate::index::{Index, Origin};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::snapshot::{self, NamedSnapshot};
+use crate::snapshot::{self, Snapshots};
 
 /// A repository with an index that is up to date.
 pub struct Session {
@@ -45,9 +44,6 @@ impl Session {
         add_missing(&self.index, &self.repository, self.repository.store.list_packs()?, monitor)
     }
 }
-
-/// Snapshots, oldest first, and an error for each record that cannot be read.
-pub type Snapshots = (Vec<NamedSnapshot>, Vec<(SnapshotId, Error)>);
 
 /// Opens the index of a repository: in its own `index/` folder, or under `cache` where that cannot be written.
 ///

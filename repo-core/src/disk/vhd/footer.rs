@@ -165,6 +165,9 @@ impl Footer {
             return Err(Error::new(ErrorKind::Unsupported, text));
         }
         let size = self.current_size();
+        if size == 0 {
+            return Err(Error::invalid("the current size at byte 48 is 0: no disk has zero bytes"));
+        }
         if size > VIRTUAL_SIZE_MAX {
             let text =
                 format!("the current size at byte 48 is {size}, above the {VIRTUAL_SIZE_MAX} a repository takes");
@@ -308,6 +311,12 @@ mod tests {
         assert_eq!(text, "the image was disabled on purpose: the cookie at byte 0 is `v_poison`");
         let (kind, text) = refusal(|footer| footer.cookie = *b"conectiy");
         assert_eq!((kind, text.as_str()), (ErrorKind::Invalid, "the cookie at byte 0 is `conectiy`, not `conectix`"));
+        // A disk of zero bytes could be backed up and never be restored as a VHD, nor its raw form be backed up.
+        let (kind, text) = refusal(|footer| footer.current_size = U64::new(0));
+        assert_eq!(
+            (kind, text.as_str()),
+            (ErrorKind::Invalid, "the current size at byte 48 is 0: no disk has zero bytes")
+        );
         let (kind, text) = refusal(|footer| footer.version = U32::new(0x0002_0000));
         assert_eq!(kind, ErrorKind::Unsupported);
         assert_eq!(text, "the format version at byte 12 is 0x00020000, not 0x00010000");

@@ -65,10 +65,15 @@ impl WindowPlan {
         let mut wanted: Vec<(ChunkId, Range<u64>)> = Vec::new();
         for (block, leaf) in leaves {
             match leaf_runs(content, *leaf) {
-                Ok(runs) => wanted.extend(runs.iter().map(|run| (run.id, disk_range(*block, run, virtual_size)))),
+                Ok(runs) => {
+                    for run in &runs {
+                        wanted.push((run.id, disk_range(*block, run, virtual_size)?));
+                    }
+                }
                 Err(error) => {
                     let end = (block.offset_bytes() + BLOCK_LEN as u64).min(virtual_size);
-                    on_loss(Loss { ranges: vec![block.offset_bytes()..end], error })?;
+                    let range = block.offset_bytes()..end;
+                    on_loss(Loss { ranges: vec![range], error })?;
                 }
             }
         }
@@ -120,11 +125,14 @@ fn frame_of(placed: &Placed) -> (PackNumber, u16) {
     (placed.location.pack, placed.location.frame)
 }
 
-fn disk_range(block: BlockIndex, run: &Run, virtual_size: u64) -> Range<u64> {
+/// Where a run goes on the disk, in bytes, cut at the disk's end: past it the last page is padding.
+fn disk_range(block: BlockIndex, run: &Run, virtual_size: u64) -> Result<Range<u64>> {
     let start = block.offset_bytes() + run.offset_bytes() as u64;
     let end = start + run.len_bytes() as u64;
-    // Past its end a disk is padded with zeros for hashing; a run that begins there would be malformed.
-    start.min(virtual_size)..end.min(virtual_size)
+    if end > virtual_size.next_multiple_of(PAGE_LEN as u64) {
+        return Err(Error::corrupt(format!("the manifest has a chunk at byte {start}, past the disk's end")));
+    }
+    Ok(start..end.min(virtual_size))
 }
 
 fn restore_frame(
