@@ -1,5 +1,7 @@
 //! From ids to bytes: look-up in the index, directory of the pack, frame, entry; with bounded caches.
 
+mod prefetch;
+
 use std::sync::Arc;
 
 use quick_cache::Weighter;
@@ -11,6 +13,7 @@ use crate::index::{Index, Location, PackNumber};
 use crate::manifest::{NODE_LEN_MAX, Node, NodeHasher, NodeSource};
 use crate::pack::reader::PackReader;
 use crate::repository::Repository;
+use prefetch::Prefetch;
 
 /// Directory entries held in memory: 40 bytes each.
 const DIRECTORY_ENTRIES_MAX: u64 = 1 << 20;
@@ -24,6 +27,7 @@ pub struct ContentReader {
     repository: Arc<Repository>,
     index: Arc<Index>,
     hasher: NodeHasher,
+    prefetch: Prefetch,
     packs: Cache<PackNumber, Arc<PackReader>, DirectoryEntries>,
     frames: Cache<(PackNumber, u16), Arc<Vec<u8>>, FrameBytes>,
 }
@@ -55,7 +59,7 @@ impl ContentReader {
         let hasher = NodeHasher::new(&repository.keys)?;
         let packs = Cache::with_weighter(CACHE_ITEMS, DIRECTORY_ENTRIES_MAX, DirectoryEntries);
         let frames = Cache::with_weighter(CACHE_ITEMS, FRAMES_LEN_MAX, FrameBytes);
-        Ok(Self { repository, index, hasher, packs, frames })
+        Ok(Self { repository, index, hasher, prefetch: Prefetch::default(), packs, frames })
     }
 
     /// The index that entries are looked up in.
@@ -96,17 +100,32 @@ impl ContentReader {
         self.frames.get_or_insert_with(&(pack, frame), || self.read_frame(pack, frame).map(Arc::new))
     }
 
-    /// Where each of `ids` stands.
+    /// Where each of `ids` stands, in their order; `None` for what is not stored.
     ///
     /// # Errors
     /// `Io` when the index fails.
     pub fn locate(&self, ids: &[EntryId]) -> Result<Vec<Option<Location>>> {
-        self.index.find(ids)
+        let mut located = self.prefetch.find(ids);
+        let asked: Vec<usize> = (0..ids.len()).filter(|at| located[*at].is_none()).collect();
+        if asked.is_empty() {
+            return Ok(located);
+        }
+        let found = self.index.find(&asked.iter().map(|at| ids[*at]).collect::<Vec<_>>())?;
+        for pack in self.prefetch.count(found.iter().flatten().map(|location| location.pack)) {
+            // A directory that cannot be read only saves no look-ups; what needs it will say so.
+            if let Ok(reader) = self.pack(pack) {
+                self.prefetch.take_in(pack, reader.directory());
+            }
+        }
+        for (at, found) in asked.into_iter().zip(found) {
+            located[at] = found;
+        }
+        Ok(located)
     }
 
     fn node_bytes(&self, id: NodeId) -> Result<Vec<u8>> {
         let missing = || Error::corrupt(format!("manifest node {} is in no pack", id.short()));
-        let location = self.index.find(&[id.into()])?[0].ok_or_else(missing)?;
+        let location = self.locate(&[id.into()])?[0].ok_or_else(missing)?;
         let pack = self.pack(location.pack)?;
         let range = entry_range(&pack, location, id.into())?;
         if range.len() > NODE_LEN_MAX {

@@ -10,6 +10,7 @@ pub mod sync;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 use rocksdb::{DB, IteratorMode, WriteBatch};
@@ -24,6 +25,13 @@ use crate::pack::writer::DurablePack;
 /// A pack's number within one replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PackNumber(u32);
+
+#[cfg(test)]
+impl PackNumber {
+    pub(crate) fn for_test(number: u32) -> Self {
+        Self(number)
+    }
+}
 
 /// Where an entry stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,6 +60,7 @@ pub struct Index {
     db: DB,
     packs: RwLock<PackTable>,
     path: PathBuf,
+    lookups: AtomicU64,
     /// Held for as long as the replica is in use.
     _lock: File,
 }
@@ -111,7 +120,8 @@ impl Index {
         if existed {
             match Self::open_database(&path, repository) {
                 Ok(Some((db, packs))) => {
-                    return Ok((Self { db, packs: RwLock::new(packs), path, _lock: lock }, Origin::Found));
+                    let lookups = AtomicU64::new(0);
+                    return Ok((Self { db, packs: RwLock::new(packs), path, lookups, _lock: lock }, Origin::Found));
                 }
                 // Foreign, unreadable or of another version: a cache is made anew rather than mended.
                 Ok(None) | Err(_) => replica::remove(&path)?,
@@ -121,7 +131,7 @@ impl Index {
         let identity = identity(repository);
         db.put_cf(family(&db, IDENTITY), IDENTITY_KEY, identity).map_err(|error| database_error(&path, error))?;
         let origin = if existed { Origin::Replaced } else { Origin::New };
-        Ok((Self { db, packs: RwLock::default(), path, _lock: lock }, origin))
+        Ok((Self { db, packs: RwLock::default(), path, lookups: AtomicU64::new(0), _lock: lock }, origin))
     }
 
     fn open_database(path: &Path, repository: RepositoryId) -> Result<Option<(DB, PackTable)>> {
@@ -149,13 +159,13 @@ impl Index {
     /// # Errors
     /// `Io`.
     pub fn clear(self, repository: RepositoryId) -> Result<Self> {
-        let Self { db, path, _lock, .. } = self;
+        let Self { db, path, lookups, _lock, .. } = self;
         drop(db);
         replica::remove(&path)?;
         let db = replica::create(&path)?;
         db.put_cf(family(&db, IDENTITY), IDENTITY_KEY, identity(repository))
             .map_err(|error| database_error(&path, error))?;
-        Ok(Self { db, packs: RwLock::default(), path, _lock })
+        Ok(Self { db, packs: RwLock::default(), path, lookups, _lock })
     }
 
     /// Where each of `ids` stands, in their order; `None` for what is not stored.
@@ -163,6 +173,7 @@ impl Index {
     /// # Errors
     /// `Io` when the database cannot be read.
     pub fn find(&self, ids: &[EntryId]) -> Result<Vec<Option<Location>>> {
+        self.lookups.fetch_add(ids.len() as u64, Ordering::Relaxed);
         let mut order: Vec<u32> = (0..u32::try_from(ids.len()).expect("look-ups come in small batches")).collect();
         order.sort_unstable_by_key(|at| ids[*at as usize]);
         let entries = family(&self.db, rocksdb::DEFAULT_COLUMN_FAMILY_NAME);
@@ -248,6 +259,11 @@ impl Index {
     /// All packs the index knows.
     pub fn packs(&self) -> Vec<KnownPack> {
         self.packs.read().by_number.clone()
+    }
+
+    /// Ids that the database was asked for so far: what prefetching saves shows here.
+    pub fn lookup_count(&self) -> u64 {
+        self.lookups.load(Ordering::Relaxed)
     }
 
     /// The replica's folder.

@@ -31,6 +31,21 @@ fn a_deleted_index_comes_back_with_everything() {
 }
 
 #[test]
+fn look_ups_of_chunks_stored_together_need_the_database_only_for_the_first_few() {
+    let mut fixture = RepoFixture::ordinary(SUITE);
+    let disk = ModelDisk::scattered(64 << 20, 3, 1);
+    let id = fixture.backup_model(&fixture.session(), "a", &disk).snapshot.id;
+    let session = fixture.session();
+    let chunks = session.index.packs().len() as u64 * 16;
+    assert_eq!(fixture.backup_model(&session, "clone", &disk).new_bytes, 0);
+    // Each block asks for its chunks at once, so some more than the first few are asked for before a directory is there.
+    let asked = session.index.lookup_count();
+    assert!(asked < chunks + 2_000, "{asked} look-ups");
+    assert!(restore_stream(&session, id, "a", RestoreOptions::default()).unwrap().0 == disk.to_bytes());
+    assert_eq!(session.index.lookup_count(), asked, "the restore found all in memory");
+}
+
+#[test]
 fn an_index_of_another_repository_is_replaced_with_a_warning() {
     let mut fixture = RepoFixture::small(SUITE);
     let disk = ModelDisk::scattered(3 << 20, 3, 1);

@@ -3,6 +3,7 @@
 
 mod crash;
 mod damage;
+mod devices;
 mod images;
 mod index;
 mod model;

@@ -245,7 +245,7 @@ impl<'a> Running<'a> {
         }
         let mut ids: Vec<EntryId> = scanned.runs.iter().map(|run| run.id.into()).collect();
         ids.push(scanned.leaf_id.into());
-        let mut found = self.session.index.find(&ids)?;
+        let mut found = self.session.content.locate(&ids)?;
         let leaf_found = found.pop().expect("one was just pushed");
         self.used_packs.extend(found.iter().chain([&leaf_found]).flatten().map(|location| location.pack));
         for (run, _) in scanned.runs.iter().zip(found).filter(|(_, found)| found.is_none()) {
@@ -262,7 +262,7 @@ impl<'a> Running<'a> {
 
     /// Stores an inner node, unless it is stored.
     fn node(&mut self, id: NodeId, bytes: &[u8]) -> Result<()> {
-        match self.session.index.find(&[id.into()])?[0] {
+        match self.session.content.locate(&[id.into()])?[0] {
             Some(location) => drop(self.used_packs.insert(location.pack)),
             None => drop(self.meta.add(id.into(), bytes)?),
         }

@@ -1,0 +1,59 @@
+//! Block devices as source and as target: loop devices, which root can make on any Linux.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use repo_core::seal::Suite;
+use repo_tests::cli::{cairn, fails, json, run};
+use repo_tests::fixture::RepoFixture;
+use repo_tests::model::ModelDisk;
+
+/// A loop device over a file, gone when dropped.
+struct Loop(PathBuf);
+
+impl Loop {
+    fn over(file: &Path) -> Self {
+        let output = run(Command::new("losetup").args(["--find", "--show"]).arg(file));
+        Self(String::from_utf8(output.stdout).unwrap().trim().into())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_block_device_is_imported_and_restored_over_whatever_it_held() {
+    let fixture = RepoFixture::small(Suite::Aes256Gcm);
+    let disk = ModelDisk::scattered(20 << 20, 5, 1);
+    let image = fixture.folder.path().join("image.raw");
+    disk.write_raw(&image);
+    let source = Loop::over(&image);
+    let report = json(cairn(&fixture.path()).arg("import").arg(&source.0).args(["--vdi", "device"]));
+    assert_eq!(report["logical_bytes"], 20 << 20);
+
+    let junk = fixture.folder.path().join("junk");
+    std::fs::write(&junk, vec![0xa5; 21 << 20]).unwrap();
+    let target = Loop::over(&junk);
+    let restore = |force: &[&str]| {
+        let mut command = cairn(&fixture.path());
+        command.args(["restore", "device", "--format", "raw", "-o"]).arg(&target.0).args(force);
+        command
+    };
+    let (code, text) = fails(&mut restore(&[]));
+    assert!(code == 1 && text.contains("--force"), "{text}");
+    run(&mut restore(&["--force"]));
+    let restored = std::fs::read(&target.0).unwrap();
+    assert!(restored[..20 << 20] == disk.to_bytes());
+    assert!(restored[20 << 20..].iter().all(|byte| *byte == 0xa5), "bytes past the disk's end were touched");
+
+    let small = fixture.folder.path().join("small");
+    std::fs::write(&small, vec![0xa5; 19 << 20]).unwrap();
+    let too_small = Loop::over(&small);
+    let mut command = cairn(&fixture.path());
+    command.args(["restore", "device", "--format", "raw", "--force", "-o"]).arg(&too_small.0);
+    let (code, text) = fails(&mut command);
+    assert!(code == 1 && text.contains("20971520") && text.contains("19922944"), "{text}");
+}
