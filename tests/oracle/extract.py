@@ -264,7 +264,7 @@ class Repository:
             bundle = unseal(NONE, derive("cairn v1 open key slot", salt), ZERO_NONCE, ad, data[end:], name)
         elif kind == 1:
             memory, passes, lanes = costs = field(parameters, 4, list, name, 3, 3)
-            if not all(type(n) is int and 1 <= n <= most for n, most in zip(costs, (1 << 22, 1000, 255))):
+            if not all(type(n) is int and 1 <= n <= most for n, most in zip(costs, (1 << 20, 100, 255))):
                 raise Damage(f"{name}: its Argon2 costs are out of range")
             key = hash_secret_raw(self.passphrase(), salt, passes, memory, lanes, 32, Type.ID, 0x13)
             try:

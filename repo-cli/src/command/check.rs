@@ -138,7 +138,7 @@ fn text(checked: &Checked) -> String {
         (false, false) => "the check is not complete\n",
     });
     let read = match checked.read_bytes {
-        0 => "not read: only directories were, see --read-data".to_owned(),
+        0 if checked.packs > 0 => "not read: only directories were, see --read-data".to_owned(),
         bytes => format!("{} read and verified", output::size(bytes)),
     };
     text.push_str(&output::fields(&[

@@ -68,8 +68,9 @@ impl Prefetch {
                 held.entries.remove(&id);
             }
         }
-        for (frame_at, frame) in (0_u16..).zip(directory.frames()) {
-            for (slot, entry) in (0_u16..).zip(directory.entries_of(frame)) {
+        // Inclusive: a frame may have 65 536 entries, a pack as many frames.
+        for (frame_at, frame) in (0..=u16::MAX).zip(directory.frames()) {
+            for (slot, entry) in (0..=u16::MAX).zip(directory.entries_of(frame)) {
                 held.entries.insert(entry.id, Location { pack, frame: frame_at, slot });
             }
         }

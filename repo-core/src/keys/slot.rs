@@ -42,8 +42,8 @@ impl Argon2Cost {
     pub const CHEAPEST: Self = Self { memory_kib: 8, passes: 1, lanes: 1 };
 
     fn check(self) -> Result<argon2::Params> {
-        let in_range = (8..=4 * 1024 * 1024).contains(&self.memory_kib)
-            && (1..=1000).contains(&self.passes)
+        let in_range = (8..=1024 * 1024).contains(&self.memory_kib)
+            && (1..=100).contains(&self.passes)
             && (1..=255).contains(&self.lanes)
             && self.memory_kib >= 8 * self.lanes;
         if !in_range {

@@ -141,7 +141,7 @@ impl Directory {
             <[StoredFrame]>::ref_from_prefix_with_elems(rest, frame_count).map_err(|_| cut_short(()))?;
         let (entries, padding) = <[StoredEntry]>::ref_from_prefix_with_elems(rest, counts.entries.get() as usize)
             .map_err(|_| cut_short(()))?;
-        if padding.len() >= PADDED_TO || !is_zero(padding) {
+        if padding.len() >= PADDED_TO || !bytes.len().is_multiple_of(PADDED_TO) || !is_zero(padding) {
             return Err(Error::corrupt(format!("{} bytes follow the pack directory", padding.len())));
         }
         let entries: Vec<_> =
