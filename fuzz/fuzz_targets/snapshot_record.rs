@@ -42,6 +42,7 @@ fn seeds() -> Vec<Vec<u8>> {
         source_format: "vhd-dynamic".to_owned(),
         allocated_bytes: 4096,
         parent: None,
+        reading: Default::default(),
     };
     let largest = Tree { virtual_size: VIRTUAL_SIZE_MAX, ..disk.tree };
     let with_parent = Disk { vdi: "b".to_owned(), tree: largest, parent: Some(SnapshotId([4; 32])), ..disk.clone() };

@@ -164,6 +164,7 @@ pub(crate) mod tests {
             source_format: "vhd-dynamic".to_owned(),
             allocated_bytes: 4096,
             parent: None,
+            reading: Default::default(),
         };
         let snapshot = Snapshot {
             time_ms,

@@ -24,6 +24,9 @@ use crate::direct::AlignedBuf;
 use crate::error::{Error, Result, ResultExt};
 use crate::units::{BLOCK_LEN, BlockIndex, SECTOR_LEN, VIRTUAL_SIZE_MAX, block_count};
 
+/// Sectors of a block.
+pub const SECTORS_PER_BLOCK: usize = BLOCK_LEN / SECTOR_LEN;
+
 /// A 2 MiB buffer holding the content of one block, where direct writes take it. Bytes past the end of the disk are zero.
 #[derive(Clone)]
 pub struct BlockBuf(AlignedBuf);
@@ -65,6 +68,10 @@ pub enum DiskFormat {
     VhdFixed,
     /// VHD with a block allocation table.
     VhdDynamic,
+    /// VHD that holds what differs from a parent.
+    VhdDifferencing,
+    /// QEMU's copy-on-write format, version 2 or 3.
+    Qcow2,
 }
 
 impl DiskFormat {
@@ -74,6 +81,8 @@ impl DiskFormat {
             Self::Raw => "raw",
             Self::VhdFixed => "vhd-fixed",
             Self::VhdDynamic => "vhd-dynamic",
+            Self::VhdDifferencing => "vhd-differencing",
+            Self::Qcow2 => "qcow2",
         }
     }
 }
@@ -87,7 +96,43 @@ pub enum Delivery {
     AnyOrder,
 }
 
-/// A disk being read in full, block by block. A block that is never delivered is all zeros.
+/// What the blocks are that a source never delivers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Undelivered {
+    /// Zeros: the source is the whole disk.
+    Zeros,
+    /// Those of the base, which the source says nothing about: the source is a delta.
+    Base,
+}
+
+/// Which sectors of a block a delta holds: one bit each, the first sector's the lowest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SectorMask([u64; SECTORS_PER_BLOCK / 64]);
+
+impl SectorMask {
+    /// No sector.
+    pub const NONE: Self = Self([0; SECTORS_PER_BLOCK / 64]);
+
+    /// Adds a sector.
+    ///
+    /// # Panics
+    /// When a block has no such sector.
+    pub fn insert(&mut self, sector: usize) {
+        self.0[sector / 64] |= 1 << (sector % 64);
+    }
+
+    /// Whether the sector is held; false for sectors a block does not have.
+    pub fn contains(&self, sector: usize) -> bool {
+        self.0.get(sector / 64).is_some_and(|word| word >> (sector % 64) & 1 == 1)
+    }
+
+    /// Whether every sector is held.
+    pub fn is_full(&self) -> bool {
+        self.0.iter().all(|word| *word == u64::MAX)
+    }
+}
+
+/// A disk being read, block by block: the whole of it, or what differs from a base.
 pub trait DiskSource: Send {
     /// The disk's size in bytes, at most [`VIRTUAL_SIZE_MAX`]; not
     /// necessarily a multiple of anything. `None` while a raw stream of unknown length is still being read;
@@ -100,6 +145,17 @@ pub trait DiskSource: Send {
 
     /// In which order blocks come.
     fn delivery(&self) -> Delivery;
+
+    /// What the blocks are that are never delivered.
+    fn undelivered(&self) -> Undelivered {
+        Undelivered::Zeros
+    }
+
+    /// Which sectors of the block just delivered the source holds; the others are the base's, whatever the buffer has
+    /// there. `None` when it holds them all.
+    fn held_sectors(&self) -> Option<&SectorMask> {
+        None
+    }
 
     /// Fills `buf` with the next block (all 2 MiB of it, zeros past the disk's end) and names it. Each block is
     /// delivered at most once. `None` only when the source was proven complete: nothing may be committed before.

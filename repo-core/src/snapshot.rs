@@ -54,8 +54,25 @@ pub struct Disk {
     pub source_format: String,
     /// Its non-zero pages, in bytes.
     pub allocated_bytes: u64,
-    /// The snapshot it was compared with.
+    /// The snapshot it was compared with; the base, when the source was a delta.
     pub parent: Option<SnapshotId>,
+    /// How much was read.
+    pub reading: DiskReading,
+}
+
+/// How much of a disk a backup had to read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct DiskReading {
+    /// Whether the source held only what differs from the base.
+    #[n(0)]
+    pub delta: bool,
+    /// Blocks the source delivered, in bytes.
+    #[n(1)]
+    pub read_bytes: u64,
+    /// Of those, blocks that differ from the snapshot they were compared with, in bytes.
+    #[n(2)]
+    pub changed_bytes: u64,
 }
 
 /// What a backup added to the repository.
@@ -120,6 +137,8 @@ struct StoredDisk {
     allocated_bytes: u64,
     #[n(5)]
     parent: Option<ByteArray<32>>,
+    #[n(6)]
+    reading: Option<DiskReading>,
 }
 
 impl Snapshot {
@@ -187,6 +206,7 @@ impl From<&Disk> for StoredDisk {
             source_format: disk.source_format.clone(),
             allocated_bytes: disk.allocated_bytes,
             parent: disk.parent.map(|parent| parent.0.into()),
+            reading: Some(disk.reading),
         }
     }
 }
@@ -204,6 +224,7 @@ impl TryFrom<StoredDisk> for Disk {
             source_format: stored.source_format,
             allocated_bytes: stored.allocated_bytes,
             parent: stored.parent.map(|parent| SnapshotId(parent.into())),
+            reading: stored.reading.unwrap_or_default(),
         })
     }
 }
@@ -305,6 +326,7 @@ mod tests {
                 source_format: "raw".to_owned(),
                 allocated_bytes: 4096,
                 parent: Some(SnapshotId([4; 32])),
+                reading: DiskReading { delta: true, read_bytes: 4096, changed_bytes: 512 },
             }],
             packs: vec![PackId([1; 32]), PackId([2; 32])],
             stats: SnapshotStats { new_bytes: 1, new_chunks: 2, pack_bytes: 3 },

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::chunk::{Chunker, Run};
-use crate::disk::{Delivery, DiskSource};
+use crate::disk::{Delivery, DiskSource, Undelivered};
 use crate::error::{Error, Result, ResultExt};
 use crate::id::{EntryId, NodeId, PackId, SnapshotId};
 use crate::index::PackNumber;
@@ -27,8 +27,8 @@ use crate::manifest::{NodeHasher, Tree};
 use crate::monitor::{Monitor, check_cancelled};
 use crate::ops::open::Session;
 use crate::pack::Content;
-use crate::snapshot::{self, Disk, NamedSnapshot, Snapshot, SnapshotStats};
-use crate::units::PAGE_LEN;
+use crate::snapshot::{self, Disk, DiskReading, NamedSnapshot, Snapshot, SnapshotStats};
+use crate::units::{BLOCK_LEN, PAGE_LEN};
 use pack_stream::{PackStream, StreamOptions};
 use scan::{Scan, ScannedBlock};
 
@@ -195,6 +195,7 @@ impl<'a> Running<'a> {
     fn disk(&mut self, input: DiskInput, parent: Option<Parent>, monitor: &dyn Monitor) -> Result<Disk> {
         let DiskInput { vdi, source } = input;
         let delivery = source.delivery();
+        let delta = source.undelivered() == Undelivered::Base;
         monitor.begin(&format!("reading {vdi}"), source.virtual_size());
         let mut scan = Scan::start(source, self.chunker.clone(), self.node_hasher.clone());
         let mut builder = TreeBuilder::new(self.node_hasher.clone());
@@ -202,17 +203,20 @@ impl<'a> Running<'a> {
         let mut comparison = parent
             .map(|Parent { tree, complete, .. }| Comparison { cursor: LeafCursor::new(tree, &*content), complete });
         let mut allocated_bytes = 0;
+        let mut reading = DiskReading { delta, ..DiskReading::default() };
         while let Some(scanned) = scan.next()? {
             check_cancelled(monitor)?;
             allocated_bytes += scanned.runs.iter().map(|run| run.len_bytes() as u64).sum::<u64>();
             if delivery == Delivery::Ascending {
                 builder.close_before(scanned.block, &mut |id, bytes| self.node(id, bytes))?;
             }
-            self.block(&scanned, &mut comparison, monitor)?;
+            let unchanged = self.block(&scanned, &mut comparison, monitor)?;
+            reading.read_bytes += BLOCK_LEN as u64;
+            reading.changed_bytes += if unchanged { 0 } else { BLOCK_LEN as u64 };
             if !scanned.leaf_id.is_none() {
                 builder.set(scanned.block, scanned.leaf_id);
             }
-            monitor.advance(crate::units::BLOCK_LEN as u64);
+            monitor.advance(BLOCK_LEN as u64);
             scan.recycle(scanned);
         }
         let (virtual_size, format) = scan.finish()?;
@@ -224,24 +228,25 @@ impl<'a> Running<'a> {
             source_format: format.name().to_owned(),
             allocated_bytes,
             parent: parent.map(|parent| parent.id),
+            reading,
         })
     }
 
-    /// Stores what is new of one block.
+    /// Stores what is new of one block; whether it is unchanged.
     fn block(
         &mut self,
         scanned: &ScannedBlock,
         comparison: &mut Option<Comparison<'_>>,
         monitor: &dyn Monitor,
-    ) -> Result<()> {
+    ) -> Result<bool> {
+        let unchanged = is_unchanged(scanned, comparison, monitor);
         if scanned.leaf_id.is_none() {
-            return Ok(());
+            return Ok(unchanged);
         }
         self.blocks += 1;
-        let unchanged = is_unchanged(scanned, comparison, monitor);
         self.unchanged_blocks += u64::from(unchanged);
         if unchanged && comparison.as_ref().is_some_and(|comparison| comparison.complete) {
-            return Ok(());
+            return Ok(true);
         }
         let mut ids: Vec<EntryId> = scanned.runs.iter().map(|run| run.id.into()).collect();
         ids.push(scanned.leaf_id.into());
@@ -257,7 +262,7 @@ impl<'a> Running<'a> {
         if self.meta.wants_flush() {
             self.flush()?;
         }
-        Ok(())
+        Ok(unchanged)
     }
 
     /// Stores an inner node, unless it is stored.
