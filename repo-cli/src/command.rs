@@ -2,6 +2,7 @@
 
 mod check;
 mod completions;
+mod gc;
 mod import;
 mod init;
 mod key;
@@ -26,6 +27,7 @@ pub(crate) enum Command {
     Show(show::Args),
     Restore(restore::Args),
     Check(check::Args),
+    Gc(gc::Args),
     RebuildIndex(rebuild_index::Args),
     Key(key::Args),
     Completions(completions::Args),
@@ -54,6 +56,7 @@ fn dispatch(command: Command, invocation: &Invocation) -> Result<Exit> {
         Command::Show(args) => show::run(&args, invocation),
         Command::Restore(args) => restore::run(&args, invocation),
         Command::Check(args) => check::run(&args, invocation),
+        Command::Gc(args) => gc::run(&args, invocation),
         Command::RebuildIndex(args) => rebuild_index::run(&args, invocation),
         Command::Key(args) => key::run(args, invocation),
         Command::Completions(args) => completions::run(&args),

@@ -9,7 +9,7 @@ use quick_cache::sync::Cache;
 
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::id::{EntryId, NodeId};
-use crate::index::{Index, Location, PackNumber};
+use crate::index::{Index, Location, PackNumber, PackState};
 use crate::manifest::{NODE_LEN_MAX, Node, NodeHasher, NodeSource};
 use crate::pack::reader::PackReader;
 use crate::repository::Repository;
@@ -106,6 +106,9 @@ impl ContentReader {
     /// `Io` when the index fails.
     pub fn locate(&self, ids: &[EntryId]) -> Result<Vec<Option<Location>>> {
         let mut located = self.prefetch.find(ids);
+        for found in &mut located {
+            *found = found.filter(|found| self.index.pack(found.pack).state == PackState::Live);
+        }
         let asked: Vec<usize> = (0..ids.len()).filter(|at| located[*at].is_none()).collect();
         if asked.is_empty() {
             return Ok(located);
@@ -119,6 +122,19 @@ impl ContentReader {
         }
         for (at, found) in asked.into_iter().zip(found) {
             located[at] = found;
+        }
+        Ok(located)
+    }
+
+    /// As [`locate`](Self::locate), for what a new snapshot is to rely on: what stands in condemned packs alone is not
+    /// found.
+    ///
+    /// # Errors
+    /// `Io` when the index fails.
+    pub fn locate_live(&self, ids: &[EntryId]) -> Result<Vec<Option<Location>>> {
+        let mut located = self.locate(ids)?;
+        for found in &mut located {
+            *found = found.filter(|found| self.index.pack(found.pack).state == PackState::Live);
         }
         Ok(located)
     }

@@ -89,6 +89,14 @@ id_type!(
     SlotId, 32, "a key slot id"
 );
 id_type!(
+    /// A lease's name: the BLAKE3 of its bytes.
+    LeaseId, 32, "a lease id"
+);
+id_type!(
+    /// A tombstone's name: the BLAKE3 of its bytes.
+    TombstoneId, 32, "a tombstone id"
+);
+id_type!(
     /// A repository's name, random, made at `init`.
     RepositoryId, 16, "a repository id"
 );

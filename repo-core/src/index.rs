@@ -4,23 +4,26 @@
 //! *replicas*: each process locks a free one, brings it up to date from the packs it lacks, and uses it alone
 //! (docs/concurrency.md). Losing all of them loses nothing.
 
+mod pack_table;
 mod replica;
 pub mod sync;
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
-use rocksdb::{DB, IteratorMode, WriteBatch};
+use rocksdb::{DB, Direction, IteratorMode, WriteBatch};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{EntryId, PackId, RepositoryId, SnapshotId};
+use crate::id::{EntryId, PackId, RepositoryId, SnapshotId, TombstoneId};
 use crate::pack::Content;
 use crate::pack::writer::DurablePack;
+use crate::store::Listed;
+use pack_table::PackTable;
 
 /// A pack's number within one replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,6 +56,30 @@ pub struct KnownPack {
     pub len: u64,
     /// What its entries are.
     pub content: Content,
+    /// How many entries it has; 0 once those of a pack that is gone were purged.
+    pub entries: u32,
+    /// Whether its entries may be used.
+    pub state: PackState,
+}
+
+/// Whether a pack's entries may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PackState {
+    /// They may.
+    Live,
+    /// A tombstone names it: its entries may be read, but nothing new may rely on them.
+    Condemned,
+    /// The store no longer has it.
+    Gone,
+}
+
+/// What a new look at the packs of the store changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StateChanges {
+    /// Packs that are gone and were condemned before.
+    pub deleted: u64,
+    /// Packs that are gone though nobody condemned them.
+    pub vanished: u64,
 }
 
 /// One replica of the index, held by this process alone.
@@ -61,14 +88,10 @@ pub struct Index {
     packs: RwLock<PackTable>,
     path: PathBuf,
     lookups: AtomicU64,
+    /// Counted up whenever something that was found may have stopped counting.
+    generation: AtomicU64,
     /// Held for as long as the replica is in use.
     _lock: File,
-}
-
-#[derive(Default)]
-struct PackTable {
-    by_number: Vec<KnownPack>,
-    by_id: HashMap<PackId, PackNumber>,
 }
 
 /// Where the replica came from.
@@ -96,8 +119,14 @@ struct StoredPack {
     id: [u8; 32],
     len: U64,
     content: u8,
+    state: u8,
+    entries: U32,
 }
 
+/// Column family of further places of entries that stand in more than one: id ‖ location.
+const COPIES: &str = "copies";
+/// Column family of tombstones that were read, by id.
+const TOMBSTONES: &str = "tombstones";
 /// Column family of packs by number.
 const PACKS: &str = "packs";
 /// Column family of snapshots of which nothing is missing.
@@ -107,7 +136,7 @@ const IDENTITY: &str = "identity";
 /// Key of that record.
 const IDENTITY_KEY: &[u8] = b"identity";
 /// Counted up when what is stored here changes: a replica of another version is made anew.
-const INDEX_VERSION: u8 = 2;
+const INDEX_VERSION: u8 = 3;
 
 impl Index {
     /// Opens a free replica under `folder`, or makes one.
@@ -120,8 +149,7 @@ impl Index {
         if existed {
             match Self::open_database(&path, repository) {
                 Ok(Some((db, packs))) => {
-                    let lookups = AtomicU64::new(0);
-                    return Ok((Self { db, packs: RwLock::new(packs), path, lookups, _lock: lock }, Origin::Found));
+                    return Ok((Self::new(db, packs, path, lock), Origin::Found));
                 }
                 // Foreign, unreadable or of another version: a cache is made anew rather than mended.
                 Ok(None) | Err(_) => replica::remove(&path)?,
@@ -131,7 +159,12 @@ impl Index {
         let identity = identity(repository);
         db.put_cf(family(&db, IDENTITY), IDENTITY_KEY, identity).map_err(|error| database_error(&path, error))?;
         let origin = if existed { Origin::Replaced } else { Origin::New };
-        Ok((Self { db, packs: RwLock::default(), path, lookups: AtomicU64::new(0), _lock: lock }, origin))
+        Ok((Self::new(db, PackTable::default(), path, lock), origin))
+    }
+
+    fn new(db: DB, packs: PackTable, path: PathBuf, lock: File) -> Self {
+        let (packs, lookups, generation) = (RwLock::new(packs), AtomicU64::new(0), AtomicU64::new(0));
+        Self { db, packs, path, lookups, generation, _lock: lock }
     }
 
     fn open_database(path: &Path, repository: RepositoryId) -> Result<Option<(DB, PackTable)>> {
@@ -147,9 +180,10 @@ impl Index {
             if number != Some(table.next().0) {
                 return Ok(None);
             }
-            let Ok(stored) = StoredPack::read_from_bytes(&value) else { return Ok(None) };
-            let Ok(content) = Content::from_number(stored.content) else { return Ok(None) };
-            table.push(KnownPack { id: PackId(stored.id), len: stored.len.get(), content });
+            let Some(pack) = StoredPack::read_from_bytes(&value).ok().and_then(|stored| stored.known()) else {
+                return Ok(None);
+            };
+            table.push(pack);
         }
         Ok(Some((db, table)))
     }
@@ -159,16 +193,17 @@ impl Index {
     /// # Errors
     /// `Io`.
     pub fn clear(self, repository: RepositoryId) -> Result<Self> {
-        let Self { db, path, lookups, _lock, .. } = self;
+        let Self { db, path, _lock, .. } = self;
         drop(db);
         replica::remove(&path)?;
         let db = replica::create(&path)?;
         db.put_cf(family(&db, IDENTITY), IDENTITY_KEY, identity(repository))
             .map_err(|error| database_error(&path, error))?;
-        Ok(Self { db, packs: RwLock::default(), path, lookups, _lock })
+        Ok(Self::new(db, PackTable::default(), path, _lock))
     }
 
-    /// Where each of `ids` stands, in their order; `None` for what is not stored.
+    /// Where each of `ids` stands, in their order; `None` for what is not stored. Of several places the best: one in a
+    /// live pack before one in a condemned pack.
     ///
     /// # Errors
     /// `Io` when the database cannot be read.
@@ -176,25 +211,67 @@ impl Index {
         self.lookups.fetch_add(ids.len() as u64, Ordering::Relaxed);
         let mut order: Vec<u32> = (0..u32::try_from(ids.len()).expect("look-ups come in small batches")).collect();
         order.sort_unstable_by_key(|at| ids[*at as usize]);
-        let entries = family(&self.db, rocksdb::DEFAULT_COLUMN_FAMILY_NAME);
         let keys = order.iter().map(|at| &ids[*at as usize].0);
-        let found = self.db.batched_multi_get_cf(entries, keys, true);
+        let found = self.db.batched_multi_get_cf(self.entries(), keys, true);
         let mut locations = vec![None; ids.len()];
+        let packs = self.packs.read();
         for (at, value) in order.into_iter().zip(found) {
-            let value = value.map_err(|error| database_error(&self.path, error))?;
-            locations[at as usize] = value.map(|value| self.location(&value)).transpose()?;
+            let Some(value) = value.map_err(|error| database_error(&self.path, error))? else { continue };
+            let first = self.location(&packs, &value)?;
+            locations[at as usize] = match packs.get(first.pack).state {
+                PackState::Live => Some(first),
+                _ => self.best_place(&packs, ids[at as usize], first)?,
+            };
         }
         Ok(locations)
     }
 
-    fn location(&self, value: &[u8]) -> Result<Location> {
+    /// The best of all places of an entry.
+    fn best_place(&self, packs: &PackTable, id: EntryId, first: Location) -> Result<Option<Location>> {
+        let mut best = Some(first).filter(|first| packs.get(first.pack).state != PackState::Gone);
+        for copy in self.copies_of(packs, id)? {
+            match packs.get(copy.pack).state {
+                PackState::Live => return Ok(Some(copy)),
+                PackState::Condemned => best = best.or(Some(copy)),
+                PackState::Gone => {}
+            }
+        }
+        Ok(best)
+    }
+
+    /// The further places of an entry.
+    fn copies_of(&self, packs: &PackTable, id: EntryId) -> Result<Vec<Location>> {
+        let copies = family(&self.db, COPIES);
+        let mut places = Vec::new();
+        for item in self.db.iterator_cf(copies, IteratorMode::From(&id.0, Direction::Forward)) {
+            let (key, _) = item.map_err(|error| database_error(&self.path, error))?;
+            let Some(place) = key.strip_prefix(&id.0) else { break };
+            places.push(self.location(packs, place)?);
+        }
+        Ok(places)
+    }
+
+    fn location(&self, packs: &PackTable, value: &[u8]) -> Result<Location> {
         let stored = StoredLocation::read_from_bytes(value)
             .map_err(|_| self.damaged(&format!("a location has {} bytes", value.len())))?;
         let pack = PackNumber(stored.pack.get());
-        if pack >= self.packs.read().next() {
+        if pack >= packs.next() {
             return Err(self.damaged(&format!("a location names pack number {}", pack.0)));
         }
         Ok(Location { pack, frame: stored.frame.get(), slot: stored.slot.get() })
+    }
+
+    /// Ids that stand in several places.
+    ///
+    /// # Errors
+    /// `Io` when the database cannot be read.
+    pub fn ids_with_copies(&self) -> Result<BTreeSet<EntryId>> {
+        let mut ids = BTreeSet::new();
+        for item in self.db.iterator_cf(family(&self.db, COPIES), IteratorMode::Start) {
+            let (key, _) = item.map_err(|error| database_error(&self.path, error))?;
+            ids.extend(key.first_chunk().map(|id| EntryId(*id)));
+        }
+        Ok(ids)
     }
 
     fn damaged(&self, what: &str) -> Error {
@@ -207,28 +284,235 @@ impl Index {
     /// `Io` when the database cannot be written.
     pub fn insert(&self, pack: &DurablePack) -> Result<()> {
         let mut packs = self.packs.write();
-        if packs.by_id.contains_key(&pack.id) {
+        if packs.number_of(pack.id).is_some() {
             return Ok(());
         }
         let number = packs.next();
         let small = |value: usize| U16::new(u16::try_from(value).expect("a directory's counts are bounded"));
         let mut batch = WriteBatch::default();
         for (frame_at, frame) in pack.directory.frames().iter().enumerate() {
-            for (slot, entry) in pack.directory.entries_of(frame).iter().enumerate() {
-                let stored = StoredLocation { pack: number.0.into(), frame: small(frame_at), slot: small(slot) };
-                batch.put(entry.id.0, stored.as_bytes());
+            let entries = pack.directory.entries_of(frame);
+            let ids: Vec<EntryId> = entries.iter().map(|entry| entry.id).collect();
+            for (slot, (id, first)) in ids.iter().zip(self.first_places(&packs, &ids)?).enumerate() {
+                let place = StoredLocation { pack: number.0.into(), frame: small(frame_at), slot: small(slot) };
+                self.add_place(&mut batch, &packs, *id, first, &place);
             }
         }
-        let stored = StoredPack { id: pack.id.0, len: pack.len.into(), content: pack.content.number() };
-        batch.put_cf(family(&self.db, PACKS), number.0.to_be_bytes(), stored.as_bytes());
+        let entries = u32::try_from(pack.directory.entries().len()).expect("a pack has fewer than 2^32 entries");
+        let (content, state) = (pack.content, PackState::Live);
+        let known = KnownPack { id: pack.id, len: pack.len, content, entries, state };
+        batch.put_cf(family(&self.db, PACKS), number.0.to_be_bytes(), StoredPack::new(&known).as_bytes());
         // The log makes a batch survive a killed process; a power cut may lose it, and the pack is then read again.
         self.db.write(batch).map_err(|error| database_error(&self.path, error))?;
-        packs.push(KnownPack { id: pack.id, len: pack.len, content: pack.content });
+        packs.push(known);
         Ok(())
     }
 
-    /// Whether every chunk and node of a snapshot was found here once. Nothing is ever dropped but all at once, so it
-    /// still is.
+    /// Where each of `ids` stands according to the main family alone.
+    fn first_places(&self, packs: &PackTable, ids: &[EntryId]) -> Result<Vec<Option<Location>>> {
+        let found = self.db.batched_multi_get_cf(self.entries(), ids.iter().map(|id| &id.0), false);
+        found
+            .into_iter()
+            .map(|value| {
+                let value = value.map_err(|error| database_error(&self.path, error))?;
+                value.map(|value| self.location(packs, &value)).transpose()
+            })
+            .collect()
+    }
+
+    /// Adds a place of an entry in a live pack. The main family has the entry's first place in a live pack.
+    fn add_place(
+        &self,
+        batch: &mut WriteBatch,
+        packs: &PackTable,
+        id: EntryId,
+        first: Option<Location>,
+        place: &StoredLocation,
+    ) {
+        let copies = family(&self.db, COPIES);
+        match first.map(|first| (first, packs.get(first.pack).state)) {
+            Some((_, PackState::Live)) => {
+                batch.put_cf(copies, copy_key(id, place), []);
+                return;
+            }
+            Some((first, PackState::Condemned)) => batch.put_cf(copies, copy_key(id, &first.into()), []),
+            Some((_, PackState::Gone)) | None => {}
+        }
+        batch.put_cf(self.entries(), id.0, place.as_bytes());
+    }
+
+    fn entries(&self) -> &rocksdb::ColumnFamily {
+        family(&self.db, rocksdb::DEFAULT_COLUMN_FAMILY_NAME)
+    }
+
+    /// Takes in which packs the store has and which are condemned. When a pack is gone that nobody condemned, no snapshot
+    /// counts as complete any more.
+    ///
+    /// # Errors
+    /// `Io` when the database cannot be written.
+    pub fn set_states(&self, listed: &[Listed<PackId>], condemned: &BTreeSet<PackId>) -> Result<StateChanges> {
+        let mut packs = self.packs.write();
+        let mut changes = StateChanges::default();
+        let mut batch = WriteBatch::default();
+        for (number, pack) in packs.iter_mut() {
+            let there = listed.binary_search_by_key(&pack.id, |listed| listed.id).is_ok();
+            let was_condemned = condemned.contains(&pack.id);
+            let state = match (pack.state, there, was_condemned) {
+                (PackState::Gone, ..) | (_, false, _) => PackState::Gone,
+                (_, true, true) => PackState::Condemned,
+                (_, true, false) => PackState::Live,
+            };
+            if state == pack.state {
+                continue;
+            }
+            if state == PackState::Gone {
+                let known = was_condemned || pack.state == PackState::Condemned;
+                *(if known { &mut changes.deleted } else { &mut changes.vanished }) += 1;
+            }
+            if pack.state == PackState::Live {
+                self.generation.fetch_add(1, Ordering::Relaxed);
+            }
+            pack.state = state;
+            batch.put_cf(family(&self.db, PACKS), number.0.to_be_bytes(), StoredPack::new(pack).as_bytes());
+        }
+        self.db.write(batch).map_err(|error| database_error(&self.path, error))?;
+        drop(packs);
+        if changes.vanished > 0 {
+            self.unmark_complete(&BTreeSet::new())?;
+        }
+        self.purge_if_worthwhile()?;
+        Ok(changes)
+    }
+
+    /// Treats packs as condemned until the next look at the tombstones: they are about to be.
+    ///
+    /// # Errors
+    /// `Io` when the database cannot be written.
+    pub fn condemn(&self, condemned: &BTreeSet<PackId>) -> Result<()> {
+        let mut packs = self.packs.write();
+        let mut batch = WriteBatch::default();
+        let hit = |pack: &KnownPack| pack.state == PackState::Live && condemned.contains(&pack.id);
+        for (number, pack) in packs.iter_mut().filter(|(_, pack)| hit(pack)) {
+            pack.state = PackState::Condemned;
+            batch.put_cf(family(&self.db, PACKS), number.0.to_be_bytes(), StoredPack::new(pack).as_bytes());
+        }
+        self.generation.fetch_add(1, Ordering::Relaxed);
+        self.db.write(batch).map_err(|error| database_error(&self.path, error))
+    }
+
+    /// Removes the entries of packs that are gone, when they are more than a quarter.
+    fn purge_if_worthwhile(&self) -> Result<()> {
+        let packs = self.packs.read();
+        let (mut all, mut gone) = (0, 0);
+        for pack in packs.iter() {
+            all += u64::from(pack.entries);
+            gone += if pack.state == PackState::Gone { u64::from(pack.entries) } else { 0 };
+        }
+        drop(packs);
+        if gone * 4 > all { self.purge() } else { Ok(()) }
+    }
+
+    /// Removes the entries of packs that are gone: one pass over the whole index.
+    ///
+    /// # Errors
+    /// `Io` when the database fails.
+    pub fn purge(&self) -> Result<()> {
+        let mut packs = self.packs.write();
+        let mut batch = WriteBatch::default();
+        let copies = family(&self.db, COPIES);
+        for item in self.db.iterator_cf(self.entries(), IteratorMode::Start) {
+            let (key, value) = item.map_err(|error| database_error(&self.path, error))?;
+            let first = self.location(&packs, &value)?;
+            if packs.get(first.pack).state != PackState::Gone {
+                continue;
+            }
+            let id = EntryId(key[..].try_into().map_err(|_| self.damaged("an entry's key is cut short"))?);
+            match self.best_place(&packs, id, first)? {
+                Some(place) => {
+                    let place = StoredLocation::from(place);
+                    batch.put_cf(self.entries(), id.0, place.as_bytes());
+                    batch.delete_cf(copies, copy_key(id, &place));
+                }
+                None => batch.delete_cf(self.entries(), id.0),
+            }
+            self.write_when_large(&mut batch)?;
+        }
+        for item in self.db.iterator_cf(copies, IteratorMode::Start) {
+            let (key, _) = item.map_err(|error| database_error(&self.path, error))?;
+            let Some((_, place)) = key.split_first_chunk::<32>() else {
+                return Err(self.damaged("a copy's key is cut short"));
+            };
+            if packs.get(self.location(&packs, place)?.pack).state == PackState::Gone {
+                batch.delete_cf(copies, &key);
+                self.write_when_large(&mut batch)?;
+            }
+        }
+        for (number, pack) in packs.iter_mut().filter(|(_, pack)| pack.state == PackState::Gone) {
+            pack.entries = 0;
+            batch.put_cf(family(&self.db, PACKS), number.0.to_be_bytes(), StoredPack::new(pack).as_bytes());
+        }
+        self.db.write(batch).map_err(|error| database_error(&self.path, error))
+    }
+
+    fn write_when_large(&self, batch: &mut WriteBatch) -> Result<()> {
+        if batch.len() < 10_000 {
+            return Ok(());
+        }
+        self.db.write(std::mem::take(batch)).map_err(|error| database_error(&self.path, error))
+    }
+
+    /// The bytes of a tombstone that was read before.
+    ///
+    /// # Errors
+    /// `Io` when the database cannot be read.
+    pub fn known_tombstone(&self, id: TombstoneId) -> Result<Option<Vec<u8>>> {
+        self.db.get_cf(family(&self.db, TOMBSTONES), id.0).map_err(|error| database_error(&self.path, error))
+    }
+
+    /// Keeps a tombstone that was read, so that it need not be read again.
+    ///
+    /// # Errors
+    /// `Io` when the database cannot be written.
+    pub fn learn_tombstone(&self, id: TombstoneId, record: &[u8]) -> Result<()> {
+        let put = self.db.put_cf(family(&self.db, TOMBSTONES), id.0, record);
+        put.map_err(|error| database_error(&self.path, error))
+    }
+
+    /// Drops the tombstones that are not among `ids`.
+    ///
+    /// # Errors
+    /// `Io` when the database fails.
+    pub fn retain_tombstones(&self, ids: &BTreeSet<TombstoneId>) -> Result<()> {
+        let tombstones = family(&self.db, TOMBSTONES);
+        for item in self.db.iterator_cf(tombstones, IteratorMode::Start) {
+            let (key, _) = item.map_err(|error| database_error(&self.path, error))?;
+            if key.first_chunk().is_none_or(|id| !ids.contains(&TombstoneId(*id))) {
+                self.db.delete_cf(tombstones, &key).map_err(|error| database_error(&self.path, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back that snapshots are complete, but for those of `but`.
+    ///
+    /// # Errors
+    /// `Io` when the database fails.
+    pub fn unmark_complete(&self, but: &BTreeSet<SnapshotId>) -> Result<()> {
+        self.generation.fetch_add(1, Ordering::Relaxed);
+        let complete = family(&self.db, COMPLETE);
+        let mut batch = WriteBatch::default();
+        for item in self.db.iterator_cf(complete, IteratorMode::Start) {
+            let (key, _) = item.map_err(|error| database_error(&self.path, error))?;
+            if key.first_chunk().is_none_or(|id| !but.contains(&SnapshotId(*id))) {
+                batch.delete_cf(complete, &key);
+            }
+        }
+        self.db.write(batch).map_err(|error| database_error(&self.path, error))
+    }
+
+    /// Whether every chunk and node of a snapshot is known to stand in a pack that is not condemned. Garbage collection
+    /// keeps that so for as long as the snapshot is there; where it may not have seen the snapshot, the mark is taken back
+    /// ([`sync`]).
     ///
     /// # Errors
     /// `Io` when the database cannot be read.
@@ -248,17 +532,23 @@ impl Index {
 
     /// A pack by its number.
     pub fn pack(&self, number: PackNumber) -> KnownPack {
-        self.packs.read().by_number[number.0 as usize]
+        *self.packs.read().get(number)
     }
 
-    /// The number of a pack.
+    /// The number of a pack that is not gone.
     pub fn number_of(&self, id: PackId) -> Option<PackNumber> {
-        self.packs.read().by_id.get(&id).copied()
+        self.packs.read().number_of(id)
     }
 
-    /// All packs the index knows.
+    /// The packs that are not gone.
     pub fn packs(&self) -> Vec<KnownPack> {
-        self.packs.read().by_number.clone()
+        self.packs.read().iter().filter(|pack| pack.state != PackState::Gone).copied().collect()
+    }
+
+    /// Differs from an earlier answer when, in between, something that was found may have stopped counting: packs were
+    /// condemned or are gone.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
     }
 
     /// Ids that the database was asked for so far: what prefetching saves shows here.
@@ -272,15 +562,37 @@ impl Index {
     }
 }
 
-impl PackTable {
-    fn next(&self) -> PackNumber {
-        PackNumber(u32::try_from(self.by_number.len()).expect("there are far fewer than 2^32 packs"))
+impl StoredPack {
+    fn new(pack: &KnownPack) -> Self {
+        let state = match pack.state {
+            PackState::Live => 0,
+            PackState::Condemned => 1,
+            PackState::Gone => 2,
+        };
+        let content = pack.content.number();
+        Self { id: pack.id.0, len: pack.len.into(), content, state, entries: pack.entries.into() }
     }
 
-    fn push(&mut self, pack: KnownPack) {
-        self.by_id.insert(pack.id, self.next());
-        self.by_number.push(pack);
+    fn known(&self) -> Option<KnownPack> {
+        let state = match self.state {
+            0 => PackState::Live,
+            1 => PackState::Condemned,
+            2 => PackState::Gone,
+            _ => return None,
+        };
+        let content = Content::from_number(self.content).ok()?;
+        Some(KnownPack { id: PackId(self.id), len: self.len.get(), content, entries: self.entries.get(), state })
     }
+}
+
+impl From<Location> for StoredLocation {
+    fn from(location: Location) -> Self {
+        Self { pack: location.pack.0.into(), frame: location.frame.into(), slot: location.slot.into() }
+    }
+}
+
+fn copy_key(id: EntryId, place: &StoredLocation) -> Vec<u8> {
+    [&id.0[..], place.as_bytes()].concat()
 }
 
 fn identity(repository: RepositoryId) -> [u8; 17] {

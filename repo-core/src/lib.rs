@@ -11,6 +11,8 @@
 //! object, config, store   what every object begins with, the configuration, objects by name
 //! pack        frames sealed into an immutable object with a directory
 //! repository  store, configuration and keys, opened
+//! record      small sealed objects
+//! tombstone, lease   packs waiting to be deleted; who is at work
 //! index       where each chunk stands: RocksDB replicas, a cache
 //! content     from names back to bytes
 //! manifest    the Merkle tree of one disk
@@ -31,15 +33,18 @@ pub mod frame;
 pub mod id;
 pub mod index;
 pub mod keys;
+pub mod lease;
 pub mod manifest;
 pub mod monitor;
 pub mod object;
 pub mod ops;
 pub mod pack;
+pub mod record;
 pub mod repository;
 pub mod seal;
 pub mod snapshot;
 pub mod store;
+pub mod tombstone;
 pub mod units;
 
 pub use error::{Error, ErrorKind, Result};

@@ -23,6 +23,10 @@ pub enum ObjectKind {
     Pack,
     /// A snapshot record.
     Snapshot,
+    /// A lease.
+    Lease,
+    /// A tombstone.
+    Tombstone,
 }
 
 impl ObjectKind {
@@ -32,6 +36,8 @@ impl ObjectKind {
             Self::KeySlot => b'k',
             Self::Pack => b'p',
             Self::Snapshot => b's',
+            Self::Lease => b'l',
+            Self::Tombstone => b't',
         }
     }
 }

@@ -2,5 +2,7 @@
 
 pub mod backup;
 pub mod check;
+pub mod gc;
 pub mod open;
+mod pack_stream;
 pub mod restore;

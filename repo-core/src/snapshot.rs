@@ -5,22 +5,25 @@ use std::collections::BTreeMap;
 use minicbor::bytes::{ByteArray, ByteVec};
 use minicbor::{Decode, Encode};
 use rayon::prelude::*;
-use zerocopy::IntoBytes;
 
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::id::{NodeId, PackId, SnapshotId};
-use crate::keys::{Role, derive};
 use crate::manifest::Tree;
-use crate::object::{ObjectHeader, ObjectKind, split, split_len};
+use crate::object::ObjectKind;
+use crate::record::{self, RecordKind};
 use crate::repository::Repository;
-use crate::seal::{Aead, NONCE_ZERO};
 use crate::store::ObjectName;
 use crate::units::VIRTUAL_SIZE_MAX;
 
 /// The largest record a reader takes, in bytes: VM metadata and the pack list of a backup of hundreds of TiB fit.
 pub const RECORD_LEN_MAX: u64 = 256 * 1024 * 1024;
 
-const SALT_LEN: usize = 32;
+const RECORD: RecordKind = RecordKind {
+    object: ObjectKind::Snapshot,
+    key_context: "cairn v1 snapshot key",
+    name: "snapshot record",
+    len_max: RECORD_LEN_MAX,
+};
 
 /// One committed backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,10 +174,7 @@ impl Snapshot {
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let stored: StoredSnapshot = minicbor::decode(bytes)
             .map_err(|error| Error::with_source(ErrorKind::Corrupt, "snapshot record is malformed", error))?;
-        let (packs, rest) = stored.packs.as_chunks::<32>();
-        if !rest.is_empty() {
-            return Err(Error::corrupt(format!("pack list of {} bytes is cut short", stored.packs.len())));
-        }
+        let packs = record::ids(&stored.packs, PackId, "packs")?;
         let disks: Vec<_> = stored.disks.into_iter().map(Disk::try_from).collect::<Result<_>>()?;
         if disks.is_empty() {
             return Err(Error::corrupt("snapshot record has no disk"));
@@ -184,7 +184,7 @@ impl Snapshot {
             committed_ms: stored.committed_ms,
             vm: stored.vm,
             disks,
-            packs: packs.iter().map(|pack| PackId(*pack)).collect(),
+            packs,
             stats: stored.stats,
             program: stored.program,
             metadata: stored
@@ -234,18 +234,7 @@ impl TryFrom<StoredDisk> for Disk {
 /// # Errors
 /// `Unauthenticated` without the structure key; `Io`.
 pub fn commit(repository: &Repository, snapshot: Snapshot) -> Result<NamedSnapshot> {
-    let salt: [u8; SALT_LEN] = repository.entropy.bytes()?;
-    let mut sealed = snapshot.encode();
-    let len = u32::try_from(sealed.len() + crate::seal::TAG_LEN)
-        .map_err(|_| Error::invalid("VM metadata is too large for a snapshot record"))?;
-    let mut object = ObjectHeader::new(ObjectKind::Snapshot).as_bytes().to_vec();
-    object.extend_from_slice(&salt);
-    object.extend_from_slice(&len.to_le_bytes());
-    sealer(repository, &salt)?.seal(&NONCE_ZERO, &context(repository, &object), &mut sealed);
-    object.extend_from_slice(&sealed);
-    if object.len() as u64 > RECORD_LEN_MAX {
-        return Err(Error::invalid(format!("snapshot record of {} bytes is too large", object.len())));
-    }
+    let object = RECORD.seal(repository, snapshot.encode())?;
     let id = SnapshotId(*blake3::hash(&object).as_bytes());
     repository.store.put_new(ObjectName::Snapshot(id), &object)?;
     Ok(NamedSnapshot { id, len: object.len() as u64, snapshot })
@@ -263,30 +252,7 @@ pub fn read(repository: &Repository, id: SnapshotId) -> Result<NamedSnapshot> {
 }
 
 fn open(repository: &Repository, id: SnapshotId, object: &[u8]) -> Result<Snapshot> {
-    if blake3::hash(object).as_bytes() != id.as_bytes() {
-        return Err(Error::corrupt("the record's bytes do not match its name"));
-    }
-    let rest = ObjectHeader::check(object, ObjectKind::Snapshot)?;
-    let (salt, rest) = split(rest, SALT_LEN, "snapshot salt")?;
-    let (len, sealed) = split_len(rest, "snapshot record")?;
-    if len != sealed.len() {
-        return Err(Error::corrupt(format!("sealed record has {} bytes instead of {len}", sealed.len())));
-    }
-    let context = context(repository, &object[..object.len() - sealed.len()]);
-    let mut record = sealed.to_vec();
-    sealer(repository, salt)?
-        .open(&NONCE_ZERO, &context, &mut record)
-        .map_err(|error| Error::with_source(ErrorKind::Unauthenticated, "written with another key", error))?;
-    Snapshot::decode(&record)
-}
-
-fn sealer(repository: &Repository, salt: &[u8]) -> Result<Box<dyn Aead>> {
-    let key = derive("cairn v1 snapshot key", &[&repository.keys.get(Role::Structure)?[..], salt]);
-    Ok(repository.config.suite.sealer(&key))
-}
-
-fn context(repository: &Repository, before: &[u8]) -> Vec<u8> {
-    [repository.config.id.as_bytes(), before].concat()
+    Snapshot::decode(&RECORD.open(repository, &id.0, object)?)
 }
 
 /// Snapshots, oldest first, and an error for each record that cannot be read.

@@ -18,7 +18,7 @@ use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::error::{Error, ErrorKind, Result, ResultExt};
-use crate::id::{PackId, SlotId, SnapshotId};
+use crate::id::{LeaseId, PackId, SlotId, SnapshotId, TombstoneId};
 use local::{LocalDir, NewObject};
 
 /// An object's name (docs/format.md §1).
@@ -32,6 +32,10 @@ pub enum ObjectName {
     Pack(PackId),
     /// A snapshot record.
     Snapshot(SnapshotId),
+    /// A lease.
+    Lease(LeaseId),
+    /// A tombstone.
+    Tombstone(TombstoneId),
 }
 
 impl ObjectName {
@@ -45,6 +49,8 @@ impl ObjectName {
                 format!("packs/{}/{hex}", &hex[..2])
             }
             Self::Snapshot(id) => format!("snapshots/{id}"),
+            Self::Lease(id) => format!("leases/{id}"),
+            Self::Tombstone(id) => format!("tombstones/{id}"),
         }
     }
 }
@@ -62,6 +68,8 @@ pub struct Listed<Id> {
     pub id: Id,
     /// Its length in bytes.
     pub len: u64,
+    /// When it was stored, by the store's clock, in milliseconds since the Unix epoch. Never decides what is safe.
+    pub stored_ms: i64,
 }
 
 /// A place that keeps objects.
@@ -181,6 +189,22 @@ impl Store {
         self.list("keys", |name| SlotId::from_hex(name).map(|id| (id, ObjectName::Slot(id))))
     }
 
+    /// The leases that are there, by id.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn list_leases(&self) -> Result<Vec<Listed<LeaseId>>> {
+        self.list("leases", |name| LeaseId::from_hex(name).map(|id| (id, ObjectName::Lease(id))))
+    }
+
+    /// The tombstones that are there, by id.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn list_tombstones(&self) -> Result<Vec<Listed<TombstoneId>>> {
+        self.list("tombstones", |name| TombstoneId::from_hex(name).map(|id| (id, ObjectName::Tombstone(id))))
+    }
+
     fn list<Id: Ord + Copy>(
         &self,
         folder: &str,
@@ -196,7 +220,11 @@ impl Store {
             // Other names are no objects of a repository (docs/format.md §1).
             .filter_map(|meta| {
                 let (id, name) = parse(meta.location.filename()?).ok()?;
-                (name.path() == meta.location.as_ref()).then_some(Listed { id, len: meta.size })
+                (name.path() == meta.location.as_ref()).then_some(Listed {
+                    id,
+                    len: meta.size,
+                    stored_ms: meta.last_modified.timestamp_millis(),
+                })
             })
             .collect();
         listed.sort_unstable_by_key(|listed| listed.id);
@@ -219,6 +247,26 @@ impl Store {
         let mut object = self.new_object()?;
         object.append(bytes).context(|| format!("cannot write {name}"))?;
         object.publish(name)
+    }
+
+    /// Stores a small object durably, and keeps it locked for as long as the result lives: others can tell whether its
+    /// writer is still at work ([`is_held`](Self::is_held)).
+    ///
+    /// # Errors
+    /// `AlreadyExists` when the name is taken; `Io`.
+    pub fn put_held(&self, name: ObjectName, bytes: &[u8]) -> Result<std::fs::File> {
+        let mut object = self.new_object()?;
+        object.append(bytes).context(|| format!("cannot write {name}"))?;
+        object.publish_locked(name)
+    }
+
+    /// Whether the writer of an object stored by [`put_held`](Self::put_held) still holds it. An object that is gone is
+    /// not held. Where the file system cannot tell, it counts as held.
+    ///
+    /// # Errors
+    /// `Io` when the object cannot be opened.
+    pub fn is_held(&self, name: ObjectName) -> Result<bool> {
+        self.local.is_locked(name)
     }
 
     /// Waits until no other process removes key slots, and keeps others waiting for as long as the result lives.
@@ -272,7 +320,8 @@ mod tests {
         std::fs::create_dir(root.join("packs/zz")).unwrap();
         std::fs::write(root.join("packs/zz").join("cd".repeat(32)), b"x").unwrap();
         std::fs::write(root.join("packs/ab").join("AB".repeat(32)), b"x").unwrap();
-        assert_eq!(store.list_packs().unwrap(), [Listed { id: PackId([0xab; 32]), len: 5 }]);
+        let listed: Vec<_> = store.list_packs().unwrap().iter().map(|pack| (pack.id, pack.len)).collect();
+        assert_eq!(listed, [(PackId([0xab; 32]), 5)]);
         assert!(root.join("packs/ab").join("ab".repeat(32)).is_file());
     }
 

@@ -4,6 +4,7 @@
 mod crash;
 mod damage;
 mod devices;
+mod gc;
 mod images;
 mod index;
 mod model;

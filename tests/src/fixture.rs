@@ -12,11 +12,12 @@ use repo_core::keys::slot::{Argon2Cost, Unlock};
 use repo_core::monitor::Silent;
 use repo_core::ops::backup::{BackupOptions, BackupReport, DiskInput, backup};
 use repo_core::ops::check::{CheckOptions, CheckReport, check};
+use repo_core::ops::gc::{GcOptions, GcReport, gc};
 use repo_core::ops::open::{Session, open_session};
 use repo_core::ops::restore::{RestoreOptions, RestorePlan, RestoreReport, Target, restore};
 use repo_core::repository::{InitOptions, Repository};
 use repo_core::seal::Suite;
-use repo_core::store::Store;
+use repo_core::store::{ObjectName, Store};
 use repo_core::{Result, snapshot};
 use tempfile::TempDir;
 
@@ -86,10 +87,26 @@ impl RepoFixture {
         self.backup(session, vec![(vdi, disk.source(Delivery::Ascending))]).expect("backup")
     }
 
+    /// Deletes a snapshot record.
+    pub fn forget(&self, session: &Session, id: SnapshotId) {
+        session.repository.store.delete(ObjectName::Snapshot(id)).expect("forget");
+    }
+
+    /// Collects garbage without quarantine, one second after the last backup or collection.
+    pub fn gc(&mut self, session: &Session) -> GcReport {
+        self.clock_ms += 1_000;
+        gc(session, &gc_options(self.clock_ms), &Silent).expect("gc")
+    }
+
     /// Checks the repository, reading everything.
     pub fn check_all(&self) -> CheckReport {
         check(&self.session(), CheckOptions { read_data: true }, &Silent).expect("check runs")
     }
+}
+
+/// A collection without quarantine that leaves no waste.
+pub fn gc_options(now_ms: i64) -> GcOptions {
+    GcOptions { quarantine_ms: 0, dead_share_max: 0.0, level: 1, ..GcOptions::new(now_ms) }
 }
 
 /// What opens a fixture of a suite.

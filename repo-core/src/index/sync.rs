@@ -1,8 +1,10 @@
 //! Bringing a replica up to date from the packs, which are the truth.
 
+use std::collections::BTreeSet;
+
 use rayon::prelude::*;
 
-use crate::error::{Result, ResultExt};
+use crate::error::{ErrorKind, Result, ResultExt};
 use crate::id::PackId;
 use crate::index::Index;
 use crate::monitor::Monitor;
@@ -10,6 +12,7 @@ use crate::pack::reader::PackReader;
 use crate::pack::writer::DurablePack;
 use crate::repository::Repository;
 use crate::store::Listed;
+use crate::tombstone::{self, Stage, Tombstone};
 
 /// Packs whose directories are in memory at once while a replica is filled.
 const BATCH: usize = 64;
@@ -19,27 +22,61 @@ const BATCH: usize = 64;
 pub struct SyncStats {
     /// Packs whose directories were read.
     pub added_packs: u64,
-    /// Packs that the replica knew and the store no longer has.
+    /// Packs that the replica knew, that nobody condemned, and that the store no longer has.
     pub vanished_packs: u64,
     /// Packs that could not be read; each was told to the monitor.
     pub unreadable_packs: u64,
 }
 
-/// Brings `index` up to date with the packs of `repository`.
+/// Brings `index` up to date with the tombstones and packs of `repository`.
 ///
-/// Packs that vanished since make the whole replica be filled anew: what it says of them must not be believed. A pack
-/// whose directory cannot be read is told to the monitor and passed over; what it holds is then not findable.
+/// What stands in packs that are gone is not found any more. A pack whose directory cannot be read is told to the monitor
+/// and passed over; what it holds is then not findable.
 ///
 /// # Errors
 /// `Unavailable` when the store cannot be listed; `Io` when the database cannot be written.
-pub fn sync(mut index: Index, repository: &Repository, monitor: &dyn Monitor) -> Result<(Index, SyncStats)> {
+pub fn sync(index: &Index, repository: &Repository, monitor: &dyn Monitor) -> Result<SyncStats> {
+    // Tombstones first: a pack that is condemned later is not deleted while this process holds a lease.
+    let condemned = condemned_packs(index, repository, monitor)?;
     let listed = repository.store.list_packs()?;
-    let vanished_packs = vanished(&index, &listed);
-    if vanished_packs > 0 {
-        index = index.clear(repository.config.id)?;
+    let changes = index.set_states(&listed, &condemned)?;
+    let stats = add_missing(index, repository, listed, monitor)?;
+    if stats.added_packs > 0 && !condemned.is_empty() {
+        // New packs may be condemned ones that this replica had never seen.
+        index.set_states(&repository.store.list_packs()?, &condemned)?;
     }
-    let stats = add_missing(&index, repository, listed, monitor)?;
-    Ok((index, SyncStats { vanished_packs, ..stats }))
+    Ok(SyncStats { vanished_packs: changes.vanished, ..stats })
+}
+
+/// The packs that tombstones name. From a tombstone that is new to this replica it follows that snapshots which it did
+/// not consider may need condemned packs: they no longer count as complete.
+fn condemned_packs(index: &Index, repository: &Repository, monitor: &dyn Monitor) -> Result<BTreeSet<PackId>> {
+    'listing: loop {
+        let ids: BTreeSet<_> = repository.store.list_tombstones()?.into_iter().map(|listed| listed.id).collect();
+        let mut condemned = BTreeSet::new();
+        for id in &ids {
+            if let Some(known) = index.known_tombstone(*id)? {
+                condemned.extend(Tombstone::decode(&known)?.packs);
+                continue;
+            }
+            match tombstone::read(repository, *id) {
+                Ok(tombstone) => {
+                    if let Stage::Announced { considered, .. } = &tombstone.stage {
+                        index.unmark_complete(considered)?;
+                    }
+                    index.learn_tombstone(*id, &tombstone.encode())?;
+                    condemned.extend(tombstone.packs);
+                }
+                // Replaced by another one since it was listed: which one, the next listing tells.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue 'listing,
+                // Nothing is deleted on the word of a tombstone that cannot be read.
+                Err(error) if error.is_damage() => monitor.damage(&error),
+                Err(error) => return Err(error),
+            }
+        }
+        index.retain_tombstones(&ids)?;
+        return Ok(condemned);
+    }
 }
 
 /// Adds the packs of `listed` that `index` lacks.
@@ -79,11 +116,6 @@ pub fn add_missing(
         monitor.end();
     }
     Ok(stats)
-}
-
-fn vanished(index: &Index, listed: &[Listed<PackId>]) -> u64 {
-    let there = |pack: &PackId| listed.binary_search_by_key(pack, |listed| listed.id).is_ok();
-    index.packs().iter().filter(|pack| !there(&pack.id)).count() as u64
 }
 
 fn read(repository: &Repository, pack: Listed<PackId>) -> Result<DurablePack> {

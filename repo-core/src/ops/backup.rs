@@ -10,7 +10,6 @@
 //! Every queue is bounded. The order that nothing may break: data packs durable, then in the index, then meta packs,
 //! then the snapshot record.
 
-mod pack_stream;
 mod scan;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,21 +20,23 @@ use crate::disk::{Delivery, DiskSource, Undelivered};
 use crate::error::{Error, Result, ResultExt};
 use crate::id::{EntryId, NodeId, PackId, SnapshotId};
 use crate::index::PackNumber;
+use crate::lease::Lease;
 use crate::manifest::builder::TreeBuilder;
 use crate::manifest::walk::LeafCursor;
 use crate::manifest::{NodeHasher, Tree};
 use crate::monitor::{Monitor, check_cancelled};
 use crate::ops::open::Session;
+use crate::ops::pack_stream::{PackStream, StreamOptions};
 use crate::pack::Content;
 use crate::snapshot::{self, Disk, DiskReading, NamedSnapshot, Snapshot, SnapshotStats};
+use crate::store::ObjectName;
 use crate::units::{BLOCK_LEN, PAGE_LEN};
-use pack_stream::{PackStream, StreamOptions};
 use scan::{Scan, ScannedBlock};
 
 /// Plaintext a meta frame is closed at, in bytes: small, since a diff or a restore of a range reads single nodes.
-const META_FRAME_LEN: usize = 128 * 1024;
+pub(in crate::ops) const META_FRAME_LEN: usize = 128 * 1024;
 /// zstd level of meta frames: ids do not compress.
-const META_LEVEL: i32 = 1;
+pub(in crate::ops) const META_LEVEL: i32 = 1;
 
 /// How to back up.
 #[derive(Debug, Clone)]
@@ -106,14 +107,15 @@ pub fn backup(
     monitor: &dyn Monitor,
 ) -> Result<BackupReport> {
     check_inputs(&disks)?;
-    let (snapshots, _) = session.snapshots(monitor)?;
+    let (lease, (snapshots, _)) = session.begin_writing("import", monitor)?;
+    let generation = session.index.generation();
     let mut run = Running::new(session, options)?;
     let mut stored = Vec::new();
     for disk in disks {
         let parent = Parent::newest_with(&disk.vdi, &snapshots, session)?;
         stored.push(run.disk(disk, parent, monitor)?);
     }
-    run.commit(stored, options)
+    run.commit(stored, options, &lease, generation)
 }
 
 fn check_inputs(disks: &[DiskInput]) -> Result<()> {
@@ -250,7 +252,7 @@ impl<'a> Running<'a> {
         }
         let mut ids: Vec<EntryId> = scanned.runs.iter().map(|run| run.id.into()).collect();
         ids.push(scanned.leaf_id.into());
-        let mut found = self.session.content.locate(&ids)?;
+        let mut found = self.session.content.locate_live(&ids)?;
         let leaf_found = found.pop().expect("one was just pushed");
         self.used_packs.extend(found.iter().chain([&leaf_found]).flatten().map(|location| location.pack));
         for (run, _) in scanned.runs.iter().zip(found).filter(|(_, found)| found.is_none()) {
@@ -267,7 +269,7 @@ impl<'a> Running<'a> {
 
     /// Stores an inner node, unless it is stored.
     fn node(&mut self, id: NodeId, bytes: &[u8]) -> Result<()> {
-        match self.session.content.locate(&[id.into()])?[0] {
+        match self.session.content.locate_live(&[id.into()])?[0] {
             Some(location) => drop(self.used_packs.insert(location.pack)),
             None => drop(self.meta.add(id.into(), bytes)?),
         }
@@ -293,7 +295,13 @@ impl<'a> Running<'a> {
         Ok(())
     }
 
-    fn commit(mut self, disks: Vec<Disk>, options: &BackupOptions) -> Result<BackupReport> {
+    fn commit(
+        mut self,
+        disks: Vec<Disk>,
+        options: &BackupOptions,
+        lease: &Lease,
+        generation: u64,
+    ) -> Result<BackupReport> {
         self.flush()?;
         let packs = self.packs()?;
         let logical_bytes = disks.iter().map(|disk| disk.tree.virtual_size).sum();
@@ -308,9 +316,18 @@ impl<'a> Running<'a> {
             program: options.program.clone(),
             metadata: options.metadata.clone(),
         };
+        lease.check()?;
         let snapshot = snapshot::commit(&self.session.repository, record).context(|| "cannot commit the snapshot")?;
-        // Every chunk and node of it was just stored, or found, or belongs to a complete parent.
-        self.session.index.mark_complete(snapshot.id)?;
+        if let Err(error) = lease.check() {
+            // Garbage collection did not wait for this backup: what it relies on may be gone.
+            self.session.repository.store.delete(ObjectName::Snapshot(snapshot.id))?;
+            return Err(error);
+        }
+        // Every chunk and node of it was just stored, or found, or belongs to a complete parent; and nothing that was
+        // found has been condemned since, as far as this index knows.
+        if self.session.index.generation() == generation {
+            self.session.index.mark_complete(snapshot.id)?;
+        }
         Ok(BackupReport {
             logical_bytes,
             allocated_bytes,
@@ -328,7 +345,7 @@ impl<'a> Running<'a> {
         for number in &self.used_packs {
             let known = self.session.index.pack(*number);
             if packs.insert(known.id) {
-                let len = self.session.repository.store.len(crate::store::ObjectName::Pack(known.id))?;
+                let len = self.session.repository.store.len(ObjectName::Pack(known.id))?;
                 if len != known.len {
                     let text = format!("pack {} has {len} bytes instead of {}", known.id.short(), known.len);
                     return Err(Error::corrupt(text));

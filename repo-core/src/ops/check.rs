@@ -95,6 +95,7 @@ pub fn check(session: &Session, options: CheckOptions, monitor: &dyn Monitor) ->
         session.repository.keys.get(Role::Identity)?;
         session.repository.keys.get(Role::Data)?;
     }
+    let _lease = session.begin_reading("check", monitor)?;
     let mut report = CheckReport::default();
     check_slots(session, &mut report, monitor)?;
     let snapshots = check_snapshots(session, &mut report, monitor)?;

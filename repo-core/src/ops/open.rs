@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use crate::content::ContentReader;
 use crate::error::{ErrorKind, Result};
-use crate::index::sync::{SyncStats, add_missing, sync};
+use crate::index::sync::{SyncStats, sync};
 use crate::index::{Index, Origin};
+use crate::lease::Lease;
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::snapshot::{self, Snapshots};
@@ -35,13 +36,34 @@ impl Session {
         Ok(found)
     }
 
-    /// Adds packs to the index that other processes stored since it was opened. Needed after snapshot records were read
-    /// and before what they name is looked up: whatever a snapshot names was durable before it.
+    /// Puts a lease for work that ends in a snapshot; then reads the snapshots and brings the index up to date. As long as
+    /// the lease is there, whatever is found stays where it is.
+    ///
+    /// # Errors
+    /// `Io` when the repository cannot be written; those of [`snapshots`](Self::snapshots).
+    pub fn begin_writing(&self, operation: &str, monitor: &dyn Monitor) -> Result<(Lease, Snapshots)> {
+        let lease = Lease::put(self.repository.clone(), operation)?;
+        Ok((lease, self.snapshots(monitor)?))
+    }
+
+    /// Puts a lease for work that only reads, and brings the index up to date. On a medium that cannot be written it goes
+    /// without a lease.
+    ///
+    /// # Errors
+    /// Those of [`catch_up`](Self::catch_up).
+    pub fn begin_reading(&self, operation: &str, monitor: &dyn Monitor) -> Result<Lease> {
+        let lease = Lease::put_if_writable(self.repository.clone(), operation)?;
+        self.catch_up(monitor)?;
+        Ok(lease)
+    }
+
+    /// Takes in what other processes stored, condemned and deleted since the index was opened. Needed after snapshot
+    /// records were read and before what they name is looked up: whatever a snapshot names was durable before it.
     ///
     /// # Errors
     /// `Unavailable` when the store cannot be listed; `Io` when the index cannot be written.
     pub fn catch_up(&self, monitor: &dyn Monitor) -> Result<SyncStats> {
-        add_missing(&self.index, &self.repository, self.repository.store.list_packs()?, monitor)
+        sync(&self.index, &self.repository, monitor)
     }
 }
 
@@ -54,10 +76,10 @@ pub fn open_session(repository: Repository, cache: Option<&Path>, monitor: &dyn 
     if origin == Origin::Replaced {
         monitor.warn("the index was unreadable or not of this repository: it is made anew from the packs");
     }
-    let (index, stats) = sync(index, &repository, monitor)?;
+    let stats = sync(&index, &repository, monitor)?;
     if stats.vanished_packs > 0 {
         monitor.warn(&format!(
-            "{} packs that the index knew are gone from the repository: the index was made anew; run cairn check",
+            "{} packs that the index knew are gone from the repository: run cairn check",
             stats.vanished_packs
         ));
     }
@@ -71,7 +93,7 @@ pub fn open_session(repository: Repository, cache: Option<&Path>, monitor: &dyn 
 pub fn rebuild_index(repository: Repository, cache: Option<&Path>, monitor: &dyn Monitor) -> Result<Session> {
     let (index, _) = open_index(&repository, cache, monitor)?;
     let index = index.clear(repository.config.id)?;
-    let (index, stats) = sync(index, &repository, monitor)?;
+    let stats = sync(&index, &repository, monitor)?;
     into_session(repository, index, stats)
 }
 

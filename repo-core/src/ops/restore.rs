@@ -12,6 +12,7 @@ use crate::disk::{DiskSink, PresentBlocks, StreamSink};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::NodeId;
 use crate::keys::Role;
+use crate::lease::Lease;
 use crate::manifest::Tree;
 use crate::manifest::walk::Leaves;
 use crate::monitor::{Monitor, check_cancelled};
@@ -53,6 +54,8 @@ pub struct RestorePlan {
     leaves: Vec<(BlockIndex, NodeId)>,
     holes: Vec<Range<u64>>,
     present: PresentBlocks,
+    /// Keeps garbage collection from deleting what the plan found.
+    lease: Lease,
 }
 
 impl RestorePlan {
@@ -61,6 +64,7 @@ impl RestorePlan {
     /// # Errors
     /// `Corrupt` when a node is missing or damaged, unless `keep_going`; `Unavailable`.
     pub fn new(session: &Session, tree: Tree, options: RestoreOptions, monitor: &dyn Monitor) -> Result<Self> {
+        let lease = session.begin_reading("restore", monitor)?;
         let mut leaves = Vec::new();
         let mut holes = Holes::default();
         let mut present = PresentBlocks::new(tree.virtual_size);
@@ -89,7 +93,7 @@ impl RestorePlan {
         if unread {
             holes.add(BlockIndex(next_block).offset_bytes()..tree.virtual_size);
         }
-        Ok(Self { tree, leaves, holes: holes.0, present })
+        Ok(Self { tree, leaves, holes: holes.0, present, lease })
     }
 
     /// Which blocks hold anything. A target that must know its length beforehand needs this.
@@ -124,6 +128,7 @@ pub fn restore(
         holes: Holes(plan.holes),
     };
     restore.run(&plan.leaves, target)?;
+    drop(plan.lease);
     monitor.end();
     Ok(RestoreReport { written_bytes: restore.written_bytes, holes: restore.holes.merged() })
 }

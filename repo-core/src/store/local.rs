@@ -19,7 +19,7 @@ use crate::store::ObjectName;
 const BUFFER_LEN: usize = 1024 * 1024;
 
 /// The folders of a repository.
-const LAYOUT: [&str; 5] = ["keys", "packs", "snapshots", "index", "tmp"];
+const LAYOUT: [&str; 7] = ["keys", "packs", "snapshots", "leases", "tombstones", "index", "tmp"];
 
 /// A repository's folder.
 #[derive(Debug, Clone)]
@@ -109,6 +109,19 @@ impl LocalDir {
         Ok(folder)
     }
 
+    /// Whether another open file holds the object's lock.
+    ///
+    /// # Errors
+    /// `Io` when the object cannot be opened; one that is gone is not locked.
+    pub fn is_locked(&self, name: ObjectName) -> Result<bool> {
+        match File::options().read(true).write(true).open(self.root.join(name.path())) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Error::io(format!("cannot open {name}"), error)),
+            // A file system without locks says neither yes nor no: then the writer may be alive.
+            Ok(file) => Ok(file.try_lock().is_err()),
+        }
+    }
+
     /// Deletes an object, durably.
     ///
     /// # Errors
@@ -180,6 +193,29 @@ impl NewObject {
     /// # Errors
     /// `AlreadyExists` when the name is taken; `Io`.
     pub fn publish(mut self, name: ObjectName) -> Result<()> {
+        self.publish_whole(name)
+    }
+
+    /// As [`publish`](Self::publish), locked from before anyone can see it until the result is dropped.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when the name is taken; `Io`.
+    pub fn publish_locked(mut self, name: ObjectName) -> Result<File> {
+        let cannot = || format!("cannot lock {name}");
+        // A duplicate is the same open file: the lock lives until both are closed.
+        let file = self.file.file().try_clone().context(cannot)?;
+        match file.try_lock() {
+            // Without locks others take the writer for alive, which is safe.
+            Err(std::fs::TryLockError::Error(error)) if error.kind() != std::io::ErrorKind::Unsupported => {
+                return Err(Error::io(cannot(), error));
+            }
+            _ => {}
+        }
+        self.publish_whole(name)?;
+        Ok(file)
+    }
+
+    fn publish_whole(&mut self, name: ObjectName) -> Result<()> {
         self.write_rest()?;
         let target = self.root.join(name.path());
         let folder = parent_of(&target);

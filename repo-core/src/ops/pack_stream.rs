@@ -1,4 +1,4 @@
-//! The second half of a backup: new entries are collected into frames, sealed on all cores, appended to packs in order.
+//! From entries to packs, the second half of a backup: new entries are collected into frames, sealed on all cores, appended to packs in order.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -16,19 +16,19 @@ use crate::pack::{Content, FRAMES_MAX, PackCipher, SealedFrame};
 use crate::repository::Repository;
 
 /// How a stream collects.
-pub(super) struct StreamOptions {
+pub(in crate::ops) struct StreamOptions {
     /// What the entries are.
-    pub(super) content: Content,
+    pub(in crate::ops) content: Content,
     /// Plaintext a frame is closed at, in bytes.
-    pub(super) frame_len: usize,
+    pub(in crate::ops) frame_len: usize,
     /// Length a pack is closed at, in bytes.
-    pub(super) pack_len: u64,
+    pub(in crate::ops) pack_len: u64,
     /// zstd level.
-    pub(super) level: i32,
+    pub(in crate::ops) level: i32,
 }
 
 /// Entries on their way into packs.
-pub(super) struct PackStream {
+pub(in crate::ops) struct PackStream {
     repository: Arc<Repository>,
     index: Arc<Index>,
     options: StreamOptions,
@@ -48,10 +48,10 @@ pub(super) struct PackStream {
 
 /// A pack that this stream made durable and findable.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct StoredPack {
-    pub(super) id: PackId,
+pub(in crate::ops) struct StoredPack {
+    pub(in crate::ops) id: PackId,
     /// Its length in bytes.
-    pub(super) len: u64,
+    pub(in crate::ops) len: u64,
 }
 
 struct Sealing {
@@ -68,7 +68,7 @@ struct Committer {
 }
 
 impl PackStream {
-    pub(super) fn new(session: &Session, options: StreamOptions) -> Self {
+    pub(in crate::ops) fn new(session: &Session, options: StreamOptions) -> Self {
         Self {
             repository: session.repository.clone(),
             index: session.index.clone(),
@@ -85,7 +85,7 @@ impl PackStream {
     }
 
     /// Takes an entry that the index does not have; `false` when it is on its way already.
-    pub(super) fn add(&mut self, id: EntryId, bytes: &[u8]) -> Result<bool> {
+    pub(in crate::ops) fn add(&mut self, id: EntryId, bytes: &[u8]) -> Result<bool> {
         if !self.pending.insert(id) {
             return Ok(false);
         }
@@ -100,12 +100,12 @@ impl PackStream {
     }
 
     /// Whether a meta stream holds a pack's worth. Its packs are closed by [`flush`](Self::flush) alone, after the data.
-    pub(super) fn wants_flush(&self) -> bool {
+    pub(in crate::ops) fn wants_flush(&self) -> bool {
         self.writing.as_ref().is_some_and(|(_, _, len)| *len >= self.options.pack_len)
     }
 
     /// Stores all that was taken. Gives the packs that became durable since the last call, all of them in the index.
-    pub(super) fn flush(&mut self) -> Result<Vec<StoredPack>> {
+    pub(in crate::ops) fn flush(&mut self) -> Result<Vec<StoredPack>> {
         if !self.entries.is_empty() {
             self.close_frame()?;
         }

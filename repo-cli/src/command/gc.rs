@@ -1,0 +1,154 @@
+//! `cairn gc`.
+
+use jiff::SignedDuration;
+use repo_core::error::ResultExt;
+use repo_core::ops::gc::{self, GcOptions, GcReport};
+use serde::Serialize;
+
+use crate::exit::Exit;
+use crate::failure::Result;
+use crate::invocation::Invocation;
+use crate::output;
+
+/// Delete what no snapshot needs any more, while backups and restores go on
+///
+/// Packs of which nothing is needed are condemned first, and deleted after the quarantine, once everybody who was at work
+/// by then is done: usually by the next run. What is needed of packs that are mostly waste is moved to new ones. Run it
+/// after `cairn forget`, or daily. It can be interrupted at any time: the next run goes on.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Only find out what would be freed
+    #[arg(long)]
+    dry_run: bool,
+    /// How long condemned packs stay before they are deleted; 0s deletes at once what nobody at work can need
+    #[arg(long, value_name = "TIME", default_value = "1h")]
+    quarantine: SignedDuration,
+    /// Move what is needed of a pack when more than this share of it is not, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 20, value_parser = clap::value_parser!(u8).range(0..=100))]
+    max_waste: u8,
+    /// Move at most about this much in one run, in GiB; the next run goes on
+    #[arg(long, value_name = "GIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=1 << 20))]
+    max_move: u32,
+    /// zstd level of what is moved, 1 (fast) to 19 (small)
+    #[arg(long, value_name = "LEVEL", default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=19))]
+    level: i32,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  cairn gc
+  cairn gc --dry-run
+  cairn gc --quarantine 0s
+  cairn gc --max-waste 5 --level 9";
+
+#[derive(Debug, Serialize)]
+struct Collected {
+    dry_run: bool,
+    snapshots: u64,
+    nodes: u64,
+    needed_bytes: u64,
+    dead_bytes: u64,
+    deleted_packs: u64,
+    deleted_bytes: u64,
+    condemned_packs: u64,
+    condemned_bytes: u64,
+    repacked_packs: u64,
+    moved_bytes: u64,
+    rescued_packs: u64,
+    waiting_packs: u64,
+    waiting_bytes: u64,
+    waits_for: Vec<Worker>,
+    young_packs: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Worker {
+    operation: String,
+    process: u32,
+}
+
+pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
+    let session = invocation.open_session()?;
+    let options = GcOptions {
+        quarantine_ms: i64::try_from(args.quarantine.as_millis()).unwrap_or(i64::MAX).max(0),
+        dead_share_max: f64::from(args.max_waste) / 100.0,
+        move_bytes_max: u64::from(args.max_move) << 30,
+        level: args.level,
+        dry_run: args.dry_run,
+        ..GcOptions::new(invocation.now_ms())
+    };
+    let report = gc::gc(&session, &options, &invocation.terminal).context(|| "cannot collect garbage")?;
+    let collected = Collected::new(args.dry_run, report);
+    invocation.print_summary(&collected, || text(&collected))?;
+    Ok(Exit::Done)
+}
+
+impl Collected {
+    fn new(dry_run: bool, report: GcReport) -> Self {
+        let worker = |info: repo_core::lease::LeaseInfo| Worker { operation: info.operation, process: info.process };
+        Self {
+            dry_run,
+            snapshots: report.snapshots,
+            nodes: report.nodes,
+            needed_bytes: report.needed_bytes,
+            dead_bytes: report.dead_bytes,
+            deleted_packs: report.deleted_packs,
+            deleted_bytes: report.deleted_bytes,
+            condemned_packs: report.condemned_packs,
+            condemned_bytes: report.condemned_bytes,
+            repacked_packs: report.repacked_packs,
+            moved_bytes: report.moved_bytes,
+            rescued_packs: report.rescued_packs,
+            waiting_packs: report.waiting_packs,
+            waiting_bytes: report.waiting_bytes,
+            waits_for: report.waits_for.into_iter().map(worker).collect(),
+            young_packs: report.young_packs,
+        }
+    }
+}
+
+fn text(collected: &Collected) -> String {
+    let packs = |count: u64, bytes: u64| format!("{} in {count} packs", output::size(bytes));
+    let (condemned, moved) = match collected.dry_run {
+        true => ("would be condemned", "would be moved"),
+        false => ("condemned now", "moved"),
+    };
+    let mut rows = vec![
+        ("snapshots", collected.snapshots.to_string()),
+        ("needed", output::size(collected.needed_bytes)),
+        ("deleted", packs(collected.deleted_packs, collected.deleted_bytes)),
+        (condemned, packs(collected.condemned_packs, collected.condemned_bytes)),
+        (moved, format!("{} out of {} packs", output::size(collected.moved_bytes), collected.repacked_packs)),
+        ("waste that stays", output::size(collected.dead_bytes)),
+    ];
+    if collected.waiting_packs > 0 {
+        rows.push(("waiting", packs(collected.waiting_packs, collected.waiting_bytes)));
+    }
+    for worker in &collected.waits_for {
+        rows.push(("waits for", format!("{}, process {}", output::printable(&worker.operation), worker.process)));
+    }
+    if collected.rescued_packs > 0 {
+        rows.push(("needed again", format!("{} packs", collected.rescued_packs)));
+    }
+    if collected.young_packs > 0 {
+        rows.push(("left for later", format!("{} packs that may belong to a backup at work", collected.young_packs)));
+    }
+    output::fields(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use repo_core::lease::LeaseInfo;
+
+    use super::*;
+
+    #[test]
+    fn the_text_says_what_waits_and_for_whom() {
+        let info = LeaseInfo { operation: "import".to_owned(), process: 77 };
+        let report =
+            GcReport { waiting_packs: 2, waiting_bytes: 3 << 20, waits_for: vec![info], ..GcReport::default() };
+        let text = text(&Collected::new(false, report));
+        assert!(text.contains("3.00 MiB in 2 packs") && text.contains("import, process 77"), "{text}");
+    }
+}
