@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result, ResultExt};
 use crate::id::NodeId;
-use crate::manifest::{Node, NodeSource, Tree, span};
+use crate::manifest::{FANOUT, Node, NodeSource, Tree, span};
 use crate::units::BlockIndex;
 
 /// The leaves of a tree in ascending order of their blocks. Blocks of zeros have none and are passed over.
@@ -82,9 +82,19 @@ impl<'a> LeafCursor<'a> {
     /// # Errors
     /// `Corrupt` when a node on the way is missing or damaged; `Unavailable`.
     pub fn leaf(&mut self, block: BlockIndex) -> Result<NodeId> {
+        let at = usize::try_from(block.0 % FANOUT as u64).expect("below the fan-out");
+        Ok(self.siblings(block)?.get(at).copied().unwrap_or(NodeId::NONE))
+    }
+
+    /// The children of the node of level 1 that a block's leaf hangs on, trailing absent ones left out; none where all
+    /// of that node is zeros or past the disk's end.
+    ///
+    /// # Errors
+    /// As [`leaf`](Self::leaf).
+    pub(super) fn siblings(&mut self, block: BlockIndex) -> Result<&[NodeId]> {
         let height = self.tree.height();
         if self.tree.root.is_none() || block.0 >= span(height) {
-            return Ok(NodeId::NONE);
+            return Ok(&[]);
         }
         while self.path.last().is_some_and(|(level, first, _)| !(*first..first + span(*level)).contains(&block.0)) {
             self.path.pop();
@@ -92,17 +102,17 @@ impl<'a> LeafCursor<'a> {
         if self.path.is_empty() {
             self.path.push((height, 0, inner(self.source, self.tree.root, height)?));
         }
-        loop {
-            let (level, first, children) = self.path.last().expect("the root was just pushed");
+        while let Some((level @ 2.., first, children)) = self.path.last() {
             let child_span = span(level - 1);
             let at = (block.0 - first) / child_span;
             let child = usize::try_from(at).ok().and_then(|at| children.get(at)).copied().unwrap_or(NodeId::NONE);
-            if child.is_none() || *level == 1 {
-                return Ok(child);
+            if child.is_none() {
+                return Ok(&[]);
             }
             let (level, first) = (level - 1, first + at * child_span);
             self.path.push((level, first, inner(self.source, child, level)?));
         }
+        Ok(self.path.last().map_or(&[], |(_, _, children)| children))
     }
 }
 
