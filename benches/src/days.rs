@@ -64,7 +64,7 @@ fn cpu_seconds() -> f64 {
 
 fn back_up(session: &Session, image: &Path, day: i64) -> Outcome<()> {
     let source = open_file(File::open(image)?, &SourceOptions::default())?;
-    let disks = vec![DiskInput { vdi: "disk".to_owned(), source }];
+    let disks = vec![DiskInput::new("disk", source)];
     let report = backup(session, disks, &BackupOptions::new(day * 86_400_000), &Silent)?;
     println!(
         "  new {} MiB, stored {:.1} MiB, {} of {} blocks unchanged",

@@ -43,6 +43,7 @@ fn seeds() -> Vec<Vec<u8>> {
         allocated_bytes: 4096,
         parent: None,
         reading: Default::default(),
+        source_id: Some([5; 16]),
     };
     let largest = Tree { virtual_size: VIRTUAL_SIZE_MAX, ..disk.tree };
     let with_parent = Disk { vdi: "b".to_owned(), tree: largest, parent: Some(SnapshotId([4; 32])), ..disk.clone() };

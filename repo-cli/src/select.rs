@@ -70,6 +70,46 @@ pub(crate) fn disk<'a>(
     disk_of(named, vdi)
 }
 
+/// The snapshot of VDI `vdi` that `name` means as a base: `latest` is the newest *of that VDI*.
+///
+/// # Errors
+/// `NotFound`, with what there is to choose from; wrong usage when several begin so.
+pub(crate) fn base<'a>(snapshots: &'a [NamedSnapshot], name: &str, vdi: &str) -> Result<Chosen<'a>> {
+    let of_vdi = |snapshot: &'a NamedSnapshot| snapshot.snapshot.disk(vdi).map(|disk| Chosen { snapshot, disk });
+    if name == "latest" {
+        return snapshots.iter().rev().find_map(of_vdi).ok_or_else(|| {
+            Failure::new(ErrorKind::NotFound, format!("VDI {vdi} has no snapshot to be the base"))
+                .hint(bases(snapshots, vdi))
+        });
+    }
+    let named = snapshot(snapshots, name).map_err(|failure| {
+        if failure.exit() == crate::exit::Exit::Usage { failure } else { failure.hint(bases(snapshots, vdi)) }
+    })?;
+    of_vdi(named).ok_or_else(|| {
+        let text = format!("snapshot {} has no disk of VDI {vdi}", named.id.short());
+        Failure::new(ErrorKind::NotFound, text).hint(bases(snapshots, vdi))
+    })
+}
+
+/// What can be given as the base of a delta of VDI `vdi`, newest first: the next step for a hint.
+pub(crate) fn bases(snapshots: &[NamedSnapshot], vdi: &str) -> String {
+    let with: Vec<_> = snapshots.iter().rev().filter(|named| named.snapshot.disk(vdi).is_some()).collect();
+    if with.is_empty() {
+        let what = if snapshots.is_empty() { "any" } else { "this" };
+        return format!("the repository has no snapshot of {what} VDI: import it in full first, without a base");
+    }
+    let listed: Vec<_> = with
+        .iter()
+        .take(LISTED_MAX)
+        .map(|named| format!("{} ({})", named.id.short(), output::time_local(named.snapshot.time_ms)))
+        .collect();
+    let more = if with.len() > LISTED_MAX { ", …" } else { "" };
+    format!(
+        "give --base with the snapshot the delta was made against; there are, newest first: {}{more}",
+        listed.join(", ")
+    )
+}
+
 /// The thing among `things` whose id begins with `prefix`. `Err(None)` when there is none.
 pub(crate) fn by_prefix<'a, T>(
     things: &'a [T],
@@ -165,6 +205,7 @@ pub(crate) mod tests {
             allocated_bytes: 4096,
             parent: None,
             reading: Default::default(),
+            source_id: None,
         };
         let snapshot = Snapshot {
             time_ms,
@@ -240,6 +281,24 @@ pub(crate) mod tests {
         assert_eq!(disk(&all, "abcd0002", Some("x"), None).unwrap_err().exit(), Exit::Failed);
         assert_eq!(disk(&all, "abcd0001", None, Some(1)).unwrap_err().exit(), Exit::Usage);
         assert_eq!(disk(&all, "root", Some("data"), None).unwrap_err().exit(), Exit::Usage);
+    }
+
+    #[test]
+    fn the_latest_base_is_the_newest_of_its_own_vdi_and_others_are_refused_with_a_list() {
+        let all = three();
+        assert_eq!(time(base(&all, "latest", "data").unwrap().snapshot), 2000);
+        assert_eq!(time(base(&all, "abcd0001", "root").unwrap().snapshot), 1000);
+        for (name, vdi, hint) in [
+            ("feed", "data", "newest first: abcd00020000 ("),
+            ("9999", "root", "newest first: feed00030000 ("),
+            ("latest", "none", "no snapshot of this VDI: import it in full first"),
+        ] {
+            let failure = base(&all, name, vdi).unwrap_err();
+            assert_eq!(failure.exit(), Exit::Failed);
+            assert!(failure.text().contains(hint), "{}", failure.text());
+        }
+        assert!(bases(&[], "root").contains("no snapshot of any VDI"));
+        assert_eq!(base(&all, "abcd", "root").unwrap_err().exit(), Exit::Usage);
     }
 
     #[test]

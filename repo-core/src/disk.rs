@@ -48,7 +48,7 @@ impl BlockBuf {
     }
 
     /// Zeroes what of block `index` lies past the end of a disk of `virtual_size` bytes.
-    fn clear_past_end(&mut self, index: BlockIndex, virtual_size: u64) {
+    pub(crate) fn clear_past_end(&mut self, index: BlockIndex, virtual_size: u64) {
         self.0[index.len_on_disk_bytes(virtual_size)..].fill(0);
     }
 }
@@ -121,6 +121,18 @@ impl SectorMask {
         self.0[sector / 64] |= 1 << (sector % 64);
     }
 
+    /// Adds all sectors from `first` on.
+    ///
+    /// # Panics
+    /// When `first` is above the number of sectors of a block.
+    pub fn insert_from(&mut self, first: usize) {
+        assert!(first <= SECTORS_PER_BLOCK, "sector {first} of a block");
+        for (at, word) in self.0.iter_mut().enumerate() {
+            let before = first.saturating_sub(at * 64).min(64);
+            *word |= u64::MAX.checked_shl(u32::try_from(before).expect("at most 64")).unwrap_or(0);
+        }
+    }
+
     /// Whether the sector is held; false for sectors a block does not have.
     pub fn contains(&self, sector: usize) -> bool {
         self.0.get(sector / 64).is_some_and(|word| word >> (sector % 64) & 1 == 1)
@@ -130,6 +142,20 @@ impl SectorMask {
     pub fn is_full(&self) -> bool {
         self.0.iter().all(|word| *word == u64::MAX)
     }
+
+    /// Whether no sector is held.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
+    }
+}
+
+/// Ids by which the images of a chain name each other, of an image whose writer keeps them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageIds {
+    /// The image's own.
+    pub own: [u8; 16],
+    /// That of the image it is a delta against, if that is an image of the same kind.
+    pub parent: Option<[u8; 16]>,
 }
 
 /// A disk being read, block by block: the whole of it, or what differs from a base.
@@ -149,6 +175,25 @@ pub trait DiskSource: Send {
     /// What the blocks are that are never delivered.
     fn undelivered(&self) -> Undelivered {
         Undelivered::Zeros
+    }
+
+    /// The ids of the image, where they tell which image a delta was made against.
+    fn ids(&self) -> Option<ImageIds> {
+        None
+    }
+
+    /// Whether a delta relies on a list of changes that came from elsewhere and may be wrong: then what it does not
+    /// deliver is to be [sampled](Self::sample).
+    fn is_hinted(&self) -> bool {
+        false
+    }
+
+    /// Reads a block that the source did not deliver, where it can: for checking a hint. `false` when it cannot.
+    ///
+    /// # Errors
+    /// `Io` when reading fails.
+    fn sample(&mut self, _index: BlockIndex, _buf: &mut BlockBuf) -> Result<bool> {
+        Ok(false)
     }
 
     /// Which sectors of the block just delivered the source holds; the others are the base's, whatever the buffer has
@@ -268,7 +313,7 @@ pub enum FormatHint {
     /// one is refused rather than taken as raw.
     #[default]
     Auto,
-    /// It is a VHD, dynamic or fixed.
+    /// It is a VHD: dynamic, differencing or fixed.
     Vhd,
     /// Every byte is content of the disk, whatever it looks like.
     Raw,
@@ -294,8 +339,7 @@ impl Default for SourceOptions {
 /// [`open_stream`] does.
 ///
 /// # Errors
-/// `Invalid` for a malformed, truncated or empty image, `Unsupported` for a differencing or disabled one or one past
-/// the size limits, `Io` when reading fails.
+/// `Invalid` for a malformed, truncated or empty image, `Unsupported` for a disabled one or one past the size limits, `Io` when reading fails.
 pub fn open_file(mut file: File, options: &SourceOptions) -> Result<Box<dyn DiskSource>> {
     let file_type = file.metadata().context(|| "cannot examine the input")?.file_type();
     if !file_type.is_file() && !file_type.is_block_device() {
@@ -358,6 +402,21 @@ mod tests {
     use super::*;
 
     proptest! {
+        #[test]
+        fn a_sector_mask_agrees_with_a_set(
+            mut sectors in prop::collection::btree_set(0..SECTORS_PER_BLOCK, 0..40), first in 0..=SECTORS_PER_BLOCK,
+        ) {
+            let mut mask = SectorMask::NONE;
+            sectors.iter().for_each(|sector| mask.insert(*sector));
+            prop_assert_eq!(mask.is_empty(), sectors.is_empty());
+            mask.insert_from(first);
+            sectors.extend(first..SECTORS_PER_BLOCK);
+            for sector in 0..SECTORS_PER_BLOCK + 70 {
+                prop_assert_eq!(mask.contains(sector), sectors.contains(&sector), "sector {}", sector);
+            }
+            prop_assert_eq!((mask.is_full(), mask.is_empty()), (sectors.len() == SECTORS_PER_BLOCK, sectors.is_empty()));
+        }
+
         #[test]
         fn present_blocks_agree_with_a_set(indices in prop::collection::btree_set(0_u64..300, 0..40)) {
             let mut present = PresentBlocks::new(299 * BLOCK_LEN as u64 + 1);

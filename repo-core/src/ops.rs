@@ -1,8 +1,10 @@
 //! What a user can do, a file each. Only this layer sees all the stages.
 
 pub mod backup;
+pub mod block_reader;
 pub mod check;
 pub mod gc;
+pub mod complete;
 pub mod open;
 mod pack_stream;
 pub mod restore;

@@ -61,6 +61,8 @@ pub struct Disk {
     pub parent: Option<SnapshotId>,
     /// How much was read.
     pub reading: DiskReading,
+    /// The id of the image it was read from, where such ids last: a delta against that image names it.
+    pub source_id: Option<[u8; 16]>,
 }
 
 /// How much of a disk a backup had to read.
@@ -142,6 +144,8 @@ struct StoredDisk {
     parent: Option<ByteArray<32>>,
     #[n(6)]
     reading: Option<DiskReading>,
+    #[n(7)]
+    source_id: Option<ByteArray<16>>,
 }
 
 impl Snapshot {
@@ -207,6 +211,7 @@ impl From<&Disk> for StoredDisk {
             allocated_bytes: disk.allocated_bytes,
             parent: disk.parent.map(|parent| parent.0.into()),
             reading: Some(disk.reading),
+            source_id: disk.source_id.map(Into::into),
         }
     }
 }
@@ -225,6 +230,7 @@ impl TryFrom<StoredDisk> for Disk {
             allocated_bytes: stored.allocated_bytes,
             parent: stored.parent.map(|parent| SnapshotId(parent.into())),
             reading: stored.reading.unwrap_or_default(),
+            source_id: stored.source_id.map(Into::into),
         })
     }
 }
@@ -293,6 +299,7 @@ mod tests {
                 allocated_bytes: 4096,
                 parent: Some(SnapshotId([4; 32])),
                 reading: DiskReading { delta: true, read_bytes: 4096, changed_bytes: 512 },
+                source_id: Some([9; 16]),
             }],
             packs: vec![PackId([1; 32]), PackId([2; 32])],
             stats: SnapshotStats { new_bytes: 1, new_chunks: 2, pack_bytes: 3 },

@@ -79,8 +79,8 @@ fn write_samples() {
         let mut expected = String::new();
         for day in 1..=3 {
             let disks = vec![
-                DiskInput { vdi: "system".to_owned(), source: disk.source(Delivery::Ascending) },
-                DiskInput { vdi: "data".to_owned(), source: ModelDisk::scattered(600_000, 20, day).stream() },
+                DiskInput::new("system", disk.source(Delivery::Ascending)),
+                DiskInput::new("data", ModelDisk::scattered(600_000, 20, day).stream()),
             ];
             let mut options = BackupOptions::new(day as i64 * 86_400_000);
             options.vm = Some("sample".to_owned());

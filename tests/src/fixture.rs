@@ -78,7 +78,7 @@ impl RepoFixture {
     /// Backs up disks as one snapshot, one second after the last.
     pub fn backup(&mut self, session: &Session, disks: Vec<(&str, Box<dyn DiskSource>)>) -> Result<BackupReport> {
         self.clock_ms += 1_000;
-        let disks = disks.into_iter().map(|(vdi, source)| DiskInput { vdi: vdi.to_owned(), source }).collect();
+        let disks = disks.into_iter().map(|(vdi, source)| DiskInput::new(vdi, source)).collect();
         backup(session, disks, &BackupOptions { level: 1, ..BackupOptions::new(self.clock_ms) }, &Silent)
     }
 

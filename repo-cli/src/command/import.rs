@@ -8,20 +8,22 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::ValueEnum;
-use repo_core::disk::{self, DiskSource, FormatHint, SourceOptions};
+use repo_core::disk::{self, DiskSource, FormatHint, SourceOptions, Undelivered};
 use repo_core::error::{ErrorKind, ResultExt};
-use repo_core::ops::backup::{self, BackupOptions, BackupReport, DiskInput};
+use repo_core::ops::backup::{self, BackupOptions, BackupReport, BaseChoice, DiskInput};
+use repo_core::ops::open::Session;
 use serde::Serialize;
 
 use crate::exit::Exit;
 use crate::failure::{Failure, Result};
 use crate::invocation::Invocation;
-use crate::{output, when};
+use crate::{output, select, when};
 
 /// Store a disk as a new snapshot
 ///
-/// Reads a VHD (dynamic or fixed) or a raw disk from a file, a block device, a pipe, or stdin (-). Only what the repository
-/// does not hold yet is stored. The snapshot exists once this command says so, and not before: after a failure, run
+/// Reads a VHD (dynamic, fixed or differencing) or a raw disk from a file, a block device, a pipe, or stdin (-). Only what
+/// the repository does not hold yet is stored. A differencing VHD, as `xe vdi-export base=` makes it, is laid over the
+/// snapshot that --base names; the result is a full snapshot like any other. The snapshot exists once this command says so, and not before: after a failure, run
 /// it again; what was stored until then is not stored twice.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -32,6 +34,10 @@ pub(crate) struct Args {
     /// Name of the disk, the same for all its snapshots: the UUID of the VDI, for example
     #[arg(long, value_name = "ID", value_parser = parse_name)]
     vdi: String,
+    /// The snapshot of this disk that a delta was made against, or `latest`: an id or its first digits. XAPI's exports do
+    /// not tell. With a whole disk, only the snapshot it is compared with
+    #[arg(long, value_name = "SNAPSHOT")]
+    base: Option<String>,
     /// Name of the VM the disk belongs to
     #[arg(long, value_name = "NAME", value_parser = parse_name)]
     vm: Option<String>,
@@ -55,6 +61,7 @@ const EXAMPLES: &str = "\
 Examples:
   cairn import disk.vhd --vdi 5a3c2f0e-6f6b-4b43-9d3c-0a1b2c3d4e5f --vm web-01
   xe vdi-export uuid=$VDI format=vhd filename= | cairn import --vdi $VDI --vm web-01 -
+  xe vdi-export uuid=$SNAP base=$BASE format=vhd filename= | cairn import --vdi $VDI --base latest -
   cairn import /dev/vg0/snap-web --vdi web-01-root --format raw
   cairn import disk.raw --vdi db-data --time \"2026-11-20 03:00\" --metadata vm.json=./vm.json";
 
@@ -66,7 +73,7 @@ const METADATA_LEN_MAX: u64 = 64 * 1024 * 1024;
 enum Format {
     /// Found out from the content
     Auto,
-    /// VHD, dynamic or fixed
+    /// VHD: dynamic, differencing or fixed
     Vhd,
     /// Every byte is content of the disk
     Raw,
@@ -87,6 +94,9 @@ struct Imported {
     stored_bytes: u64,
     blocks: u64,
     unchanged_blocks: u64,
+    delta: bool,
+    read_bytes: u64,
+    changed_bytes: u64,
     seconds: f64,
 }
 
@@ -110,7 +120,8 @@ pub(super) fn run(args: Args, invocation: &Invocation) -> Result<Exit> {
     // A repository that cannot be written is told before a disk is read for hours.
     drop(session.repository.store.new_object().map_err(fail)?);
     let source = open_source(&args, &what)?.map_err(fail)?;
-    let disks = vec![DiskInput { vdi: args.vdi.clone(), source }];
+    let base = base(&args, &*source, &session, invocation).map_err(|failure| failure.context(cannot()))?;
+    let disks = vec![DiskInput { vdi: args.vdi.clone(), source, base }];
     let report = backup::backup(&session, disks, &options, &invocation.terminal).map_err(fail)?;
     let imported = Imported::new(&report, started.elapsed().as_secs_f64());
     invocation.print_summary(&imported, || text(&imported, report.snapshot.snapshot.time_ms))?;
@@ -150,6 +161,29 @@ fn open_source(args: &Args, what: &str) -> Result<repo_core::Result<Box<dyn Disk
     Ok(file.and_then(|file| disk::open_file(file, &options)))
 }
 
+/// The snapshot to compare with, as far as it was named.
+fn base(
+    args: &Args,
+    source: &dyn DiskSource,
+    session: &Session,
+    invocation: &Invocation,
+) -> Result<Option<BaseChoice>> {
+    let Some(name) = &args.base else {
+        if source.undelivered() == Undelivered::Zeros {
+            return Ok(None);
+        }
+        let snapshots = invocation.snapshots_to_read(session)?.snapshots;
+        let text = format!(
+            "the input is a delta ({}): it holds only what changed against a base, and no --base is given",
+            source.format().name()
+        );
+        return Err(Failure::new(ErrorKind::Invalid, text).hint(select::bases(&snapshots, &args.vdi)));
+    };
+    let snapshots = invocation.snapshots_to_read(session)?.snapshots;
+    let chosen = select::base(&snapshots, name, &args.vdi)?;
+    Ok(Some(BaseChoice::Snapshot(chosen.snapshot.id)))
+}
+
 fn read_metadata(named: &[(String, PathBuf)]) -> Result<BTreeMap<String, Vec<u8>>> {
     let mut metadata = BTreeMap::new();
     let mut room = METADATA_LEN_MAX;
@@ -185,6 +219,9 @@ impl Imported {
             stored_bytes: report.stored_bytes,
             blocks: report.blocks,
             unchanged_blocks: report.unchanged_blocks,
+            delta: disk.reading.delta,
+            read_bytes: disk.reading.read_bytes,
+            changed_bytes: disk.reading.changed_bytes,
             seconds: output::rounded(seconds),
         }
     }
@@ -199,7 +236,13 @@ fn text(imported: &Imported, time_ms: i64) -> String {
         ("disk", format!("{} ({})", imported.vdi, imported.source_format)),
         ("size", format!("{}, {} in use", output::size(imported.logical_bytes), output::size(allocated))),
     ];
-    if imported.parent.is_some() {
+    if let (true, Some(base)) = (imported.delta, &imported.parent) {
+        let (read, changed) = (output::size(imported.read_bytes), output::size(imported.changed_bytes));
+        rows.push((
+            "delta",
+            format!("{read} in blocks over snapshot {}, {changed} of them changed", output::short(base)),
+        ));
+    } else if imported.parent.is_some() {
         rows.push(("unchanged", format!("{} of {} blocks in use", imported.unchanged_blocks, imported.blocks)));
     }
     if new == 0 {
@@ -209,8 +252,11 @@ fn text(imported: &Imported, time_ms: i64) -> String {
         rows.push(("new", format!("{} (deduplication {})", output::size(new), output::ratio(allocated, new))));
         rows.push(("stored", format!("{} (compression {})", output::size(stored), output::ratio(new, stored))));
     }
-    let speed = output::speed(imported.logical_bytes, imported.seconds);
-    rows.push(("took", format!("{}, {speed} of disk", output::seconds(imported.seconds))));
+    // A disk of which most was not read at all has no speed.
+    let through = if imported.delta { imported.read_bytes } else { imported.logical_bytes };
+    let what = if imported.delta { "delta" } else { "disk" };
+    let speed = output::speed(through, imported.seconds);
+    rows.push(("took", format!("{}, {speed} of {what}", output::seconds(imported.seconds))));
     head + &output::fields(&rows)
 }
 
@@ -276,11 +322,14 @@ mod tests {
             "stored_bytes",
             "blocks",
             "unchanged_blocks",
+            "delta",
+            "read_bytes",
+            "changed_bytes",
             "seconds",
         ] {
             assert!(names.contains(&name), "{name}");
         }
-        assert_eq!(names.len(), 14);
+        assert_eq!(names.len(), 17);
         assert_eq!(value["seconds"], 2.0);
     }
 

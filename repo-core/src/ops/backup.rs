@@ -10,19 +10,23 @@
 //! Every queue is bounded. The order that nothing may break: data packs durable, then in the index, then meta packs,
 //! then the snapshot record.
 
+mod base;
+mod overlay;
+mod sample;
 mod scan;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::chunk::{Chunker, Run};
-use crate::disk::{Delivery, DiskSource, Undelivered};
+use crate::content::ContentReader;
+use crate::disk::{Delivery, DiskSource, PresentBlocks, Undelivered};
 use crate::error::{Error, Result, ResultExt};
-use crate::id::{EntryId, NodeId, PackId, SnapshotId};
+use crate::id::{EntryId, NodeId, PackId};
 use crate::index::PackNumber;
 use crate::lease::Lease;
 use crate::manifest::builder::TreeBuilder;
-use crate::manifest::walk::LeafCursor;
+use crate::manifest::walk::{LeafCursor, leaf_runs};
 use crate::manifest::{NodeHasher, Tree};
 use crate::monitor::{Monitor, check_cancelled};
 use crate::ops::open::Session;
@@ -30,7 +34,11 @@ use crate::ops::pack_stream::{PackStream, StreamOptions};
 use crate::pack::Content;
 use crate::snapshot::{self, Disk, DiskReading, NamedSnapshot, Snapshot, SnapshotStats};
 use crate::store::ObjectName;
-use crate::units::{BLOCK_LEN, PAGE_LEN};
+use crate::units::{BLOCK_LEN, BlockIndex, PAGE_LEN};
+pub use base::BaseChoice;
+use base::{Parent, damaged};
+use overlay::Overlay;
+use sample::HintCheck;
 use scan::{Scan, ScannedBlock};
 
 /// Plaintext a meta frame is closed at, in bytes: small, since a diff or a restore of a range reads single nodes.
@@ -75,6 +83,16 @@ pub struct DiskInput {
     pub vdi: String,
     /// Its content.
     pub source: Box<dyn DiskSource>,
+    /// The snapshot it is compared with; the newest of the VDI, if there is one, when none is chosen. A source that is a
+    /// delta needs a choice: the disk is that snapshot's with the delta laid over it.
+    pub base: Option<BaseChoice>,
+}
+
+impl DiskInput {
+    /// A disk to be compared with the newest snapshot of its VDI.
+    pub fn new(vdi: impl Into<String>, source: Box<dyn DiskSource>) -> Self {
+        Self { vdi: vdi.into(), source, base: None }
+    }
 }
 
 /// What a backup did.
@@ -99,7 +117,8 @@ pub struct BackupReport {
 /// Backs up disks as one snapshot.
 ///
 /// # Errors
-/// Those of the sources and of the store; nothing is committed then, and what was stored is used by the next try.
+/// Those of the sources and of the store; `NotFound`, `Invalid` or `Corrupt` when a base is missing, does not fit its delta or
+/// is damaged. Nothing is committed then, and what was stored is used by the next try.
 pub fn backup(
     session: &Session,
     disks: Vec<DiskInput>,
@@ -112,7 +131,7 @@ pub fn backup(
     let mut run = Running::new(session, options)?;
     let mut stored = Vec::new();
     for disk in disks {
-        let parent = Parent::newest_with(&disk.vdi, &snapshots, session)?;
+        let parent = Parent::choose(&disk.vdi, &*disk.source, disk.base, &snapshots, session, monitor)?;
         stored.push(run.disk(disk, parent, monitor)?);
     }
     run.commit(stored, options, &lease, generation)
@@ -134,27 +153,12 @@ fn check_inputs(disks: &[DiskInput]) -> Result<()> {
     Ok(())
 }
 
-/// The snapshot that a disk is compared with.
-#[derive(Clone, Copy)]
-struct Parent {
-    id: SnapshotId,
-    tree: Tree,
-    /// Whether all of it is known to be stored. Otherwise each of its chunks that is to be used again is looked up.
-    complete: bool,
-}
-
-impl Parent {
-    fn newest_with(vdi: &str, snapshots: &[NamedSnapshot], session: &Session) -> Result<Option<Self>> {
-        let found = snapshots.iter().rev().find_map(|named| Some((named.id, named.snapshot.disk(vdi)?.tree)));
-        let Some((id, tree)) = found else { return Ok(None) };
-        Ok(Some(Self { id, tree, complete: session.index.is_complete(id)? }))
-    }
-}
-
 /// A parent's leaves, being compared with.
 struct Comparison<'a> {
     cursor: LeafCursor<'a>,
     complete: bool,
+    /// Whether the backup ends when the leaves cannot be read: the disk is to be laid over them.
+    needed: bool,
 }
 
 /// A backup under way.
@@ -195,60 +199,92 @@ impl<'a> Running<'a> {
     }
 
     fn disk(&mut self, input: DiskInput, parent: Option<Parent>, monitor: &dyn Monitor) -> Result<Disk> {
-        let DiskInput { vdi, source } = input;
+        let DiskInput { vdi, source, .. } = input;
         let delivery = source.delivery();
-        let delta = source.undelivered() == Undelivered::Base;
-        monitor.begin(&format!("reading {vdi}"), source.virtual_size());
-        let mut scan = Scan::start(source, self.chunker.clone(), self.node_hasher.clone());
-        let mut builder = TreeBuilder::new(self.node_hasher.clone());
+        let base = parent.as_ref().filter(|_| source.undelivered() == Undelivered::Base);
+        // How much of a delta will come is not known.
+        monitor.begin(&format!("reading {vdi}"), source.virtual_size().filter(|_| base.is_none()));
         let content = self.session.content.clone();
-        let mut comparison = parent
-            .map(|Parent { tree, complete, .. }| Comparison { cursor: LeafCursor::new(tree, &*content), complete });
-        let mut allocated_bytes = 0;
-        let mut reading = DiskReading { delta, ..DiskReading::default() };
+        let overlay = base.map(|base| Overlay::new(content.clone(), base.disk.tree));
+        let mut builder = match base {
+            Some(base) => TreeBuilder::over(self.node_hasher.clone(), base.disk.tree, &*content),
+            None => TreeBuilder::new(self.node_hasher.clone()),
+        };
+        let mut delivered =
+            source.virtual_size().filter(|_| base.is_some() && source.is_hinted()).map(PresentBlocks::new);
+        let mut comparison = parent.as_ref().map(|Parent { disk, complete, .. }| Comparison {
+            cursor: LeafCursor::new(disk.tree, &*content),
+            complete: *complete,
+            needed: base.is_some(),
+        });
+        let mut allocated =
+            Allocation { kept_bytes: base.map_or(0, |base| base.disk.allocated_bytes), replaced_bytes: 0 };
+        let mut reading = DiskReading { delta: base.is_some(), ..DiskReading::default() };
+        let mut scan = Scan::start(source, overlay, self.chunker.clone(), self.node_hasher.clone());
         while let Some(scanned) = scan.next()? {
             check_cancelled(monitor)?;
-            allocated_bytes += scanned.runs.iter().map(|run| run.len_bytes() as u64).sum::<u64>();
             if delivery == Delivery::Ascending {
                 builder.close_before(scanned.block, &mut |id, bytes| self.node(id, bytes))?;
             }
-            let unchanged = self.block(&scanned, &mut comparison, monitor)?;
+            let before = leaf_before(scanned.block, &mut comparison, monitor)?;
+            let unchanged = before == Some(scanned.leaf_id);
+            self.block(&scanned, unchanged, comparison.as_ref())?;
             reading.read_bytes += BLOCK_LEN as u64;
             reading.changed_bytes += if unchanged { 0 } else { BLOCK_LEN as u64 };
-            if !scanned.leaf_id.is_none() {
+            // What a delta leaves as it was is the base's already; its zeros are content and overwrite.
+            let laid_over = base.is_some() && !unchanged;
+            if laid_over {
+                allocated.replaced_bytes += content_bytes(&content, before)?;
+            }
+            if laid_over || base.is_none() && !scanned.leaf_id.is_none() {
+                allocated.kept_bytes += run_bytes(&scanned.runs);
                 builder.set(scanned.block, scanned.leaf_id);
+            }
+            if let Some(delivered) = &mut delivered {
+                delivered.insert(scanned.block);
             }
             monitor.advance(BLOCK_LEN as u64);
             scan.recycle(scanned);
         }
-        let (virtual_size, format) = scan.finish()?;
+        let (mut source, virtual_size) = scan.finish()?;
         let root = builder.finish(virtual_size, &mut |id, bytes| self.node(id, bytes))?;
         monitor.end();
+        if let (Some(delivered), Some(base)) = (&delivered, base) {
+            self.check_hint(base.disk.tree, &mut *source, delivered, monitor)?;
+        }
         Ok(Disk {
             vdi,
             tree: Tree { root, virtual_size },
-            source_format: format.name().to_owned(),
-            allocated_bytes,
-            parent: parent.map(|parent| parent.id),
+            source_format: source.format().name().to_owned(),
+            allocated_bytes: allocated.kept_bytes.saturating_sub(allocated.replaced_bytes),
             reading,
+            source_id: source.ids().map(|ids| ids.own),
+            parent: parent.map(|parent| parent.id),
         })
     }
 
-    /// Stores what is new of one block; whether it is unchanged.
-    fn block(
-        &mut self,
-        scanned: &ScannedBlock,
-        comparison: &mut Option<Comparison<'_>>,
+    fn check_hint(
+        &self,
+        base: Tree,
+        source: &mut dyn DiskSource,
+        delivered: &PresentBlocks,
         monitor: &dyn Monitor,
-    ) -> Result<bool> {
-        let unchanged = is_unchanged(scanned, comparison, monitor);
+    ) -> Result<()> {
+        let Session { content, repository, .. } = self.session;
+        let seed = repository.entropy.bytes()?;
+        let check = HintCheck { base, content, chunker: &self.chunker, hasher: &self.node_hasher, seed };
+        check.run(source, delivered, monitor)
+    }
+
+    /// Stores what is new of one block.
+    fn block(&mut self, scanned: &ScannedBlock, unchanged: bool, comparison: Option<&Comparison<'_>>) -> Result<()> {
         if scanned.leaf_id.is_none() {
-            return Ok(unchanged);
+            return Ok(());
         }
         self.blocks += 1;
         self.unchanged_blocks += u64::from(unchanged);
-        if unchanged && comparison.as_ref().is_some_and(|comparison| comparison.complete) {
-            return Ok(true);
+        if unchanged && comparison.is_some_and(|comparison| comparison.complete) {
+            return Ok(());
         }
         let mut ids: Vec<EntryId> = scanned.runs.iter().map(|run| run.id.into()).collect();
         ids.push(scanned.leaf_id.into());
@@ -264,7 +300,7 @@ impl<'a> Running<'a> {
         if self.meta.wants_flush() {
             self.flush()?;
         }
-        Ok(unchanged)
+        Ok(())
     }
 
     /// Stores an inner node, unless it is stored.
@@ -356,16 +392,41 @@ impl<'a> Running<'a> {
     }
 }
 
-/// Whether a block equals the one in the snapshot it is compared with. One comparison of names; a parent that
-/// cannot be read only costs the short cut.
-fn is_unchanged(scanned: &ScannedBlock, comparison: &mut Option<Comparison<'_>>, monitor: &dyn Monitor) -> bool {
-    let Some(Comparison { cursor, .. }) = comparison else { return false };
-    match cursor.leaf(scanned.block) {
-        Ok(leaf) => leaf == scanned.leaf_id,
+/// Non-zero pages of a disk, counted.
+struct Allocation {
+    /// Those of the base, and of the blocks that were read.
+    kept_bytes: u64,
+    /// Those of the base in blocks that were laid over.
+    replaced_bytes: u64,
+}
+
+fn run_bytes(runs: &[Run]) -> u64 {
+    runs.iter().map(|run| run.len_bytes() as u64).sum()
+}
+
+/// The non-zero pages of a block of the base, in bytes.
+fn content_bytes(content: &ContentReader, leaf: Option<NodeId>) -> Result<u64> {
+    match leaf {
+        Some(leaf) if !leaf.is_none() => Ok(run_bytes(&leaf_runs(content, leaf).map_err(damaged)?)),
+        _ => Ok(0),
+    }
+}
+
+/// The leaf that a block has in the snapshot it is compared with; `None` when it is compared with none. Of a snapshot that
+/// is not needed for more, one that cannot be read only costs the short cut.
+fn leaf_before(
+    block: BlockIndex,
+    comparison: &mut Option<Comparison<'_>>,
+    monitor: &dyn Monitor,
+) -> Result<Option<NodeId>> {
+    let Some(Comparison { cursor, needed, .. }) = comparison else { return Ok(None) };
+    match cursor.leaf(block) {
+        Ok(leaf) => Ok(Some(leaf)),
+        Err(error) if *needed => Err(damaged(error)),
         Err(error) => {
             monitor.damage(&error.context("the earlier snapshot's manifest cannot be read: comparing without it"));
             *comparison = None;
-            false
+            Ok(None)
         }
     }
 }

@@ -6,10 +6,11 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::chunk::{Chunker, Run};
-use crate::disk::{BlockBuf, DiskFormat, DiskSource};
+use crate::disk::{BlockBuf, DiskSource};
 use crate::error::{Error, Result};
 use crate::id::NodeId;
 use crate::manifest::{NodeHasher, encode_leaf};
+use crate::ops::backup::overlay::Overlay;
 use crate::units::BlockIndex;
 
 /// A block, cut and named.
@@ -37,8 +38,13 @@ pub(super) struct Scan {
 }
 
 impl Scan {
-    /// Starts reading.
-    pub(super) fn start(mut source: Box<dyn DiskSource>, chunker: Arc<Chunker>, hasher: NodeHasher) -> Self {
+    /// Starts reading. Blocks of which a delta holds only some sectors are completed from `overlay`.
+    pub(super) fn start(
+        mut source: Box<dyn DiskSource>,
+        mut overlay: Option<Overlay>,
+        chunker: Arc<Chunker>,
+        hasher: NodeHasher,
+    ) -> Self {
         let window = 2 * rayon::current_num_threads() + 2;
         let (block_sender, blocks) = bounded(window);
         let (buffers, free) = bounded::<BlockBuf>(window);
@@ -46,6 +52,9 @@ impl Scan {
             loop {
                 let mut content = free.try_recv().unwrap_or_default();
                 let Some(block) = source.next_block(&mut content)? else { return Ok(source) };
+                if let (Some(held), Some(overlay)) = (source.held_sectors(), &mut overlay) {
+                    overlay.complete(block, held, &mut content)?;
+                }
                 let (sender, receiver) = bounded(1);
                 let (chunker, hasher) = (chunker.clone(), hasher.clone());
                 rayon::spawn(move || {
@@ -77,11 +86,11 @@ impl Scan {
         let _ = self.buffers.try_send(block.content);
     }
 
-    /// The disk's size, and the format it turned out to have, after the last block.
-    pub(super) fn finish(self) -> Result<(u64, DiskFormat)> {
+    /// The source after its last block, and the size of the disk.
+    pub(super) fn finish(self) -> Result<(Box<dyn DiskSource>, u64)> {
         let source = self.source.ok_or_else(|| Error::internal("a source was finished before its end"))?;
         let size = source.virtual_size().ok_or_else(|| Error::internal("a source ended without a size"))?;
-        Ok((size, source.format()))
+        Ok((source, size))
     }
 }
 
