@@ -1,4 +1,4 @@
-//! VHD, the disk format of XenServer and XCP-ng: dynamic disks read and written, fixed ones read.
+//! VHD, the disk format of XenServer and XCP-ng: dynamic disks read and written, fixed and differencing ones read.
 //!
 //! All numbers are big-endian, a sector is 512 bytes. A dynamic VHD as written here (`docs/sources.md`, section "VHD"):
 //!
@@ -11,7 +11,8 @@
 //! | last | 512 | footer | [`footer`], [`trailer`] |
 //!
 //! As read, the header and the BAT may stand further on, blocks may have any power of two of bytes, come in any order
-//! and leave gaps. A fixed VHD is a raw disk with a footer behind it and is read by [`raw`](super::raw).
+//! and leave gaps. A differencing VHD is laid out as a dynamic one and holds what differs from a parent: a 1 bit in a sector
+//! bitmap is content of the disk, zeros too, all else is the parent's. A fixed VHD is a raw disk with a footer behind it and is read by [`raw`](super::raw).
 //!
 //! Reading: [`file_source`] in virtual order with positioned reads, [`stream_source`] in stored order, both after
 //! [`layout`] and [`bat`] have checked every position; [`assembly`] puts blocks smaller than 2 MiB together.
@@ -19,8 +20,8 @@
 //! [`geometry`] is the footer's cylinders, heads and sectors.
 //!
 //! Invariants: nothing is allocated from a number that was not bounded first; a source says it is complete only after
-//! the footer at the end was seen and agrees with the copy; a 0 bit in a sector bitmap reads as zeros whatever is
-//! stored.
+//! the footer at the end was seen and agrees with the copy; where a 0 bit is in a sector bitmap, nothing that is stored
+//! gets out: a dynamic disk has zeros there, a differencing one says that it does not hold the sector.
 
 pub mod assembly;
 pub mod bat;

@@ -12,9 +12,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::disk::BlockBuf;
+use super::sector_bitmap::Held;
+use crate::disk::{BlockBuf, SECTORS_PER_BLOCK};
 use crate::error::{Error, Result, ResultExt};
-use crate::units::{BLOCK_LEN, BlockIndex};
+use crate::units::{BLOCK_LEN, BlockIndex, SECTOR_LEN};
 
 /// 2 MiB blocks in the making.
 pub struct Assembly {
@@ -31,7 +32,17 @@ pub struct Assembly {
 struct OpenBlock {
     block: usize,
     buf: BlockBuf,
+    held: Held,
     last_touched: u64,
+}
+
+/// A block that is complete.
+#[derive(Debug)]
+pub(super) struct Assembled {
+    /// Which.
+    pub(super) index: BlockIndex,
+    /// The sectors that its parts hold.
+    pub(super) held: Held,
 }
 
 impl Assembly {
@@ -47,31 +58,46 @@ impl Assembly {
         Self { part_len, missing, open: Vec::new(), idle: Vec::new(), now: 0, spill_dir, spill: None }
     }
 
-    /// Adds a part. If it was the last of its block, `buf` receives the block, with zeros for parts that never come.
+    /// Adds a part, of which the bitmap says which sectors it holds. If it was the last of its block, `buf` receives the
+    /// block, with zeros for parts that never come.
     ///
     /// # Errors
     /// `Io` when the temporary file cannot be made, written or read.
-    pub fn add(&mut self, part: u32, content: &[u8], buf: &mut BlockBuf) -> Result<Option<BlockIndex>> {
+    pub(super) fn add(
+        &mut self,
+        part: u32,
+        bitmap: &[u8],
+        content: &[u8],
+        buf: &mut BlockBuf,
+    ) -> Result<Option<Assembled>> {
         let (block, at) = place(part, self.part_len);
+        let add_to = |held: &mut Held| held.add(at / SECTOR_LEN, bitmap, 0, content.len() / SECTOR_LEN);
+        let index = BlockIndex(block as u64);
         self.missing[block] -= 1;
         let complete = self.missing[block] == 0;
         if let Some(spill) = &mut self.spill
             && spill.slots.contains_key(&block)
         {
             spill.write(block, at, content)?;
+            let mut held = spill.held(block)?;
+            add_to(&mut held);
             if complete {
                 spill.take(block, buf)?;
+                return Ok(Some(Assembled { index, held }));
             }
+            spill.note_held(block, &held)?;
         } else {
             let open = self.open_block(block)?;
             self.open[open].buf.bytes_mut()[at..at + content.len()].copy_from_slice(content);
+            add_to(&mut self.open[open].held);
             if complete {
                 let mut done = self.open.swap_remove(open);
                 std::mem::swap(&mut done.buf, buf);
                 self.idle.push(done.buf);
+                return Ok(Some(Assembled { index, held: done.held }));
             }
         }
-        Ok(complete.then_some(BlockIndex(block as u64)))
+        Ok(None)
     }
 
     /// The place of a block among the open ones, begun if need be.
@@ -86,19 +112,19 @@ impl Assembly {
         }
         let mut buf = self.idle.pop().unwrap_or_default();
         buf.bytes_mut().fill(0);
-        self.open.push(OpenBlock { block, buf, last_touched: self.now });
+        self.open.push(OpenBlock { block, buf, held: Held::nothing(), last_touched: self.now });
         Ok(self.open.len() - 1)
     }
 
     fn spill_one(&mut self) -> Result<()> {
         let idlest = self.open.iter().enumerate().min_by_key(|(_, open)| open.last_touched);
         let Some((at, _)) = idlest else { return Ok(()) };
-        let OpenBlock { block, buf, .. } = self.open.swap_remove(at);
+        let OpenBlock { block, buf, held, .. } = self.open.swap_remove(at);
         let spill = match &mut self.spill {
             Some(spill) => spill,
             none => none.insert(Spill::create(&self.spill_dir)?),
         };
-        spill.put(block, &buf)?;
+        spill.put(block, &buf, &held)?;
         self.idle.push(buf);
         Ok(())
     }
@@ -111,7 +137,8 @@ fn place(part: u32, part_len: usize) -> (usize, usize) {
     (part / per_block, part % per_block * part_len)
 }
 
-/// Incomplete blocks in a file without a name. A slot is first filled whole and freed when its block is complete.
+/// Incomplete blocks in a file without a name. A slot is first filled whole and freed when its block is complete. It has
+/// the block, then which of its sectors are held: memory would not do for that, a disk may have millions of blocks.
 struct Spill {
     file: File,
     slots: HashMap<usize, u64>,
@@ -127,11 +154,23 @@ impl Spill {
         Ok(Self { file, slots: HashMap::new(), free: Vec::new(), slot_count: 0 })
     }
 
-    fn put(&mut self, block: usize, buf: &BlockBuf) -> Result<()> {
+    fn put(&mut self, block: usize, buf: &BlockBuf, held: &Held) -> Result<()> {
         let slot = self.free.pop().unwrap_or(self.slot_count);
         self.slot_count = self.slot_count.max(slot + 1);
         self.slots.insert(block, slot);
-        self.write(block, 0, buf.bytes())
+        self.write(block, 0, buf.bytes())?;
+        self.note_held(block, held)
+    }
+
+    fn note_held(&self, block: usize, held: &Held) -> Result<()> {
+        self.write(block, BLOCK_LEN, &held.encode())
+    }
+
+    fn held(&self, block: usize) -> Result<Held> {
+        let mut bytes = [0; HELD_LEN];
+        let read = self.file.read_exact_at(&mut bytes, self.slot_offset(block)? + BLOCK_LEN as u64);
+        read.context(|| CANNOT_READ_BACK)?;
+        Ok(Held::decode(&bytes))
     }
 
     fn write(&self, block: usize, at: usize, bytes: &[u8]) -> Result<()> {
@@ -144,14 +183,14 @@ impl Spill {
     fn take(&mut self, block: usize, buf: &mut BlockBuf) -> Result<()> {
         let offset = self.slot_offset(block)?;
         let read = self.file.read_exact_at(buf.bytes_mut(), offset);
-        read.context(|| "cannot read scattered blocks of the VHD back from the temporary file")?;
+        read.context(|| CANNOT_READ_BACK)?;
         self.free.extend(self.slots.remove(&block));
         Ok(())
     }
 
     fn slot_offset(&self, block: usize) -> Result<u64> {
         let slot = self.slots.get(&block).ok_or_else(|| Error::internal(format!("block {block} was not spilled")))?;
-        Ok(slot * BLOCK_LEN as u64)
+        Ok(slot * (BLOCK_LEN + HELD_LEN) as u64)
     }
 }
 
@@ -176,6 +215,9 @@ fn unnamed_file(dir: &Path) -> std::io::Result<File> {
 
 /// How many blocks are put together in memory at a time: 32 MiB.
 const OPEN_MAX: usize = 16;
+/// Bytes of a slot that say which sectors are held.
+const HELD_LEN: usize = SECTORS_PER_BLOCK / 8;
+const CANNOT_READ_BACK: &str = "cannot read scattered blocks of the VHD back from the temporary file";
 
 #[cfg(test)]
 mod tests {
@@ -200,7 +242,15 @@ mod tests {
             let mut seen = Vec::new();
             for part in &parts {
                 let content = vec![u8::try_from(*part).unwrap() + 1; part_len];
-                if let Some(index) = assembly.add(*part, &content, &mut buf).unwrap() {
+                // Of each part, the first and the last eight sectors are held.
+                let mut bitmap = [0; BLOCK_LEN / 4 / SECTOR_LEN / 8];
+                (bitmap[0], bitmap[127]) = (0xFF, 0xFF);
+                if let Some(Assembled { index, held }) = assembly.add(*part, &bitmap, &content, &mut buf).unwrap() {
+                    let mut expected = Held::nothing();
+                    for at in (0..4).filter(|at| parts.contains(&(u32::try_from(index.0).unwrap() * 4 + at))) {
+                        expected.add(at as usize * 1024, &bitmap, 0, 1024);
+                    }
+                    prop_assert_eq!(held, expected);
                     for (at, got) in (u32::try_from(index.0).unwrap() * 4..).zip(buf.bytes().chunks(part_len)) {
                         let expected = if parts.contains(&at) { u8::try_from(at).unwrap() + 1 } else { 0 };
                         prop_assert!(got == vec![expected; part_len], "part {}", at);

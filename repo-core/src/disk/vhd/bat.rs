@@ -130,6 +130,8 @@ mod tests {
         bitmap_len: 512,
         table_offset: 1536,
         table_end: 1548,
+        differencing: false,
+        ids: None,
         used_entries: 3,
     };
 

@@ -93,6 +93,11 @@ impl DynamicHeader {
         self.block_size.get()
     }
 
+    /// The footer's id of the parent; none when the disk has no parent, or a raw one.
+    pub fn parent_unique_id(&self) -> Option<[u8; 16]> {
+        (self.parent_unique_id != [0; 16]).then_some(self.parent_unique_id)
+    }
+
     fn check(&self) -> Result<()> {
         if self.cookie != *COOKIE {
             let cookie = self.cookie.escape_ascii();

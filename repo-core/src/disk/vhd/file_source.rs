@@ -1,4 +1,4 @@
-//! A dynamic VHD in a file or on a block device, read in virtual order.
+//! A dynamic or differencing VHD in a file or on a block device, read in virtual order.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
@@ -10,8 +10,9 @@ use super::bat::Bat;
 use super::dynamic_header::{DYNAMIC_HEADER_LEN, DynamicHeader};
 use super::footer::{FOOTER_LEN, Footer};
 use super::layout::Layout;
-use super::{sector_bitmap, trailer};
-use crate::disk::{BlockBuf, Delivery, DiskFormat, DiskSource};
+use super::sector_bitmap::{self, Held};
+use super::trailer;
+use crate::disk::{BlockBuf, Delivery, DiskFormat, DiskSource, ImageIds, SECTORS_PER_BLOCK, SectorMask, Undelivered};
 use crate::error::{Error, Result, ResultExt};
 use crate::units::{BLOCK_LEN, BlockIndex, SECTOR_LEN, block_count};
 
@@ -23,6 +24,8 @@ pub struct VhdFileSource {
     next: u64,
     /// The sector bitmap last read: of a block above 2 MiB it serves for all its parts.
     bitmap: Vec<u8>,
+    /// Of a differencing disk, what the block just delivered holds when that is not all.
+    held: Option<SectorMask>,
 }
 
 impl VhdFileSource {
@@ -54,31 +57,37 @@ impl VhdFileSource {
         }
         let bat = Bat::decode(&read(&file, layout.table_offset, layout.used_entries * 4, blocks_end, "the BAT")?)?;
         bat.stored_order(&layout, Some(blocks_end))?;
-        Ok(Self { file, layout, bat, next: 0, bitmap: vec![0; layout.bitmap_len] })
+        Ok(Self { file, layout, bat, next: 0, bitmap: vec![0; layout.bitmap_len], held: None })
     }
 
-    /// Fills `buf` with block `index`; false if nothing of it is stored.
-    fn read_block(&mut self, index: BlockIndex, buf: &mut BlockBuf) -> Result<bool> {
+    /// Fills `buf` with block `index`, and tells which sectors are held; `None` if nothing of it is stored.
+    fn read_block(&mut self, index: BlockIndex, buf: &mut BlockBuf) -> Result<Option<Held>> {
+        let mut held = Held::nothing();
         let block_size = self.layout.block_size;
         let offset = index.offset_bytes();
         let first = usize::try_from(offset / block_size as u64).expect("below the number of entries");
         if block_size >= BLOCK_LEN {
-            let Some(sector) = self.bat.get(first) else { return Ok(false) };
+            let Some(sector) = self.bat.get(first) else { return Ok(None) };
             let skip = usize::try_from(offset % block_size as u64).expect("below the block size");
             self.read_stored(sector, skip, buf.bytes_mut())?;
-            return Ok(true);
+            held.add(0, &self.bitmap, skip / SECTOR_LEN, SECTORS_PER_BLOCK);
+            return Ok(Some(held));
         }
         let parts = first..first + BLOCK_LEN / block_size;
         if parts.clone().all(|part| self.bat.get(part).is_none()) {
-            return Ok(false);
+            return Ok(None);
         }
-        for (part, dest) in parts.zip(buf.bytes_mut().chunks_mut(block_size)) {
+        let sectors = block_size / SECTOR_LEN;
+        for ((part, dest), at) in parts.zip(buf.bytes_mut().chunks_mut(block_size)).zip((0..).step_by(sectors)) {
             match self.bat.get(part) {
-                Some(sector) => self.read_stored(sector, 0, dest)?,
+                Some(sector) => {
+                    self.read_stored(sector, 0, dest)?;
+                    held.add(at, &self.bitmap, 0, sectors);
+                }
                 None => dest.fill(0),
             }
         }
-        Ok(true)
+        Ok(Some(held))
     }
 
     /// Reads content of the block stored at `sector`, from byte `skip` of it, and its bitmap if that is 0.
@@ -102,7 +111,19 @@ impl DiskSource for VhdFileSource {
     }
 
     fn format(&self) -> DiskFormat {
-        DiskFormat::VhdDynamic
+        self.layout.format()
+    }
+
+    fn undelivered(&self) -> Undelivered {
+        self.layout.undelivered()
+    }
+
+    fn ids(&self) -> Option<ImageIds> {
+        self.layout.ids
+    }
+
+    fn held_sectors(&self) -> Option<&SectorMask> {
+        self.held.as_ref()
     }
 
     fn delivery(&self) -> Delivery {
@@ -113,11 +134,15 @@ impl DiskSource for VhdFileSource {
         while self.next < block_count(self.layout.virtual_size) {
             let index = BlockIndex(self.next);
             self.next += 1;
-            if self.read_block(index, buf)? {
-                buf.clear_past_end(index, self.layout.virtual_size);
-                return Ok(Some(index));
+            let Some(held) = self.read_block(index, buf)? else { continue };
+            if self.layout.differencing {
+                let Some(mask) = held.judge(index, self.layout.virtual_size) else { continue };
+                self.held = mask;
             }
+            buf.clear_past_end(index, self.layout.virtual_size);
+            return Ok(Some(index));
         }
+        self.held = None;
         Ok(None)
     }
 }

@@ -131,6 +131,17 @@ impl Footer {
         DiskType::from_code(self.disk_type.get()).expect("checked by decode")
     }
 
+    /// The id of this image.
+    pub fn unique_id(&self) -> [u8; 16] {
+        self.unique_id
+    }
+
+    /// Whether tapdisk or its tools wrote the image: their differencing disks name the id of their parent's footer. What
+    /// XAPI exports has a new random id each time, and names no export (`docs/sources.md`, section "VHD").
+    pub fn has_lasting_id(&self) -> bool {
+        self.creator == *b"tap\0"
+    }
+
     /// The first field in which another footer of the same image differs in a way that matters, with its offset.
     ///
     /// The hidden byte may differ, and with it the checksum: tapdisk changes it in one of the two alone

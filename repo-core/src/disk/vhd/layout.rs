@@ -1,8 +1,9 @@
-//! Where everything before the blocks of a dynamic VHD stands, checked before anything is allocated or read by it.
+//! Where everything before the blocks of a dynamic or differencing VHD stands, checked before anything is allocated or read by it.
 
 use super::dynamic_header::{DYNAMIC_HEADER_LEN, DynamicHeader};
 use super::footer::{DiskType, FOOTER_LEN, Footer};
 use super::sector_bitmap::bitmap_len;
+use crate::disk::{DiskFormat, ImageIds, Undelivered};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The most BAT entries that are read: 8 TiB of the usual 2 MiB blocks, 16 GiB of 4 KiB ones. It bounds memory to 64 MiB
@@ -10,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// an LVM SR preallocates for 2 TiB.
 pub const BAT_ENTRIES_MAX: u32 = 4 << 20;
 
-/// The numbers of a dynamic VHD that its reader works with.
+/// What the reader of a dynamic or differencing VHD works with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
     /// The disk's size in bytes.
@@ -25,23 +26,20 @@ pub struct Layout {
     pub table_end: u64,
     /// Entries that mean something: as many blocks as the disk has. The rest is to be ignored.
     pub used_entries: usize,
+    /// Whether the disk is differencing: what it does not hold is its parent's, not zeros.
+    pub differencing: bool,
+    /// The ids of the image, where they last.
+    pub ids: Option<ImageIds>,
 }
 
 impl Layout {
     /// Where the dynamic header of a disk begins.
     ///
     /// # Errors
-    /// `Unsupported` for a disk that is not dynamic, `Invalid` when the position cannot be.
+    /// `Invalid` for a fixed disk, and when the position cannot be.
     pub fn header_offset(footer: &Footer) -> Result<u64> {
         match footer.disk_type() {
-            DiskType::Dynamic => {}
-            DiskType::Differencing => {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    "this is a differencing VHD (disk type 4 at byte 60): it holds only what changed against a parent \
-                     disk; export the disk in full",
-                ));
-            }
+            DiskType::Dynamic | DiskType::Differencing => {}
             DiskType::Fixed => {
                 return Err(Error::invalid(
                     "the footer at byte 0 says that the disk is fixed (disk type 2 at byte 60), but a fixed VHD has \
@@ -58,7 +56,7 @@ impl Layout {
         Ok(offset)
     }
 
-    /// The layout of a dynamic disk whose header was read from [`header_offset`](Self::header_offset).
+    /// The layout of a disk whose header was read from [`header_offset`](Self::header_offset).
     ///
     /// # Errors
     /// `Invalid` when the BAT is too short or overlaps the header, `Unsupported` when it is too long.
@@ -97,7 +95,20 @@ impl Layout {
         let block_size = usize::try_from(block_size).expect("the header bounds it");
         let used_entries = usize::try_from(needed).expect("at most BAT_ENTRIES_MAX");
         let bitmap_len = bitmap_len(block_size);
-        Ok(Self { virtual_size, block_size, bitmap_len, table_offset, table_end, used_entries })
+        let ids =
+            footer.has_lasting_id().then(|| ImageIds { own: footer.unique_id(), parent: header.parent_unique_id() });
+        let differencing = footer.disk_type() == DiskType::Differencing;
+        Ok(Self { virtual_size, block_size, bitmap_len, table_offset, table_end, used_entries, differencing, ids })
+    }
+
+    /// The format of the image.
+    pub(super) fn format(&self) -> DiskFormat {
+        if self.differencing { DiskFormat::VhdDifferencing } else { DiskFormat::VhdDynamic }
+    }
+
+    /// What the blocks are that are not stored.
+    pub(super) fn undelivered(&self) -> Undelivered {
+        if self.differencing { Undelivered::Base } else { Undelivered::Zeros }
     }
 
     /// Bytes a stored block takes: bitmap and content.

@@ -1,6 +1,7 @@
 //! Sector bitmaps: which sectors of a stored block count. Sector 0 is the highest bit of byte 0.
 
-use crate::units::SECTOR_LEN;
+use crate::disk::{SECTORS_PER_BLOCK, SectorMask};
+use crate::units::{BlockIndex, SECTOR_LEN};
 
 /// Bytes a block of `block_size` bytes keeps before its content: a bit a sector, whole sectors of them.
 pub fn bitmap_len(block_size: usize) -> usize {
@@ -19,10 +20,61 @@ pub fn clear_unset(bitmap: &[u8], first_sector: usize, data: &mut [u8]) {
         return;
     }
     for (sector, content) in (first_sector..).zip(data.chunks_mut(SECTOR_LEN)) {
-        if bitmap[sector / 8] & (0x80 >> (sector % 8)) == 0 {
+        if !is_set(bitmap, sector) {
             content.fill(0);
         }
     }
+}
+
+/// What a differencing disk holds of a 2 MiB block, put together from bitmaps of one or more blocks of the VHD.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Held(SectorMask);
+
+impl Held {
+    /// Nothing.
+    pub(super) fn nothing() -> Self {
+        Self(SectorMask::NONE)
+    }
+
+    /// Adds `count` sectors from sector `at` of the 2 MiB block on, as far as their bits are 1: those from
+    /// `first_sector` of the bitmap on.
+    pub(super) fn add(&mut self, at: usize, bitmap: &[u8], first_sector: usize, count: usize) {
+        if count == SECTORS_PER_BLOCK && bitmap[first_sector / 8..][..count / 8].iter().all(|byte| *byte == u8::MAX) {
+            return self.0.insert_from(0);
+        }
+        for sector in (0..count).filter(|sector| is_set(bitmap, first_sector + sector)) {
+            self.0.insert(at + sector);
+        }
+    }
+
+    /// What a source says of block `index` of a disk of `virtual_size` bytes: `Some(None)` when it holds all that is on
+    /// the disk, `None` when it holds nothing and there is nothing to deliver.
+    pub(super) fn judge(mut self, index: BlockIndex, virtual_size: u64) -> Option<Option<SectorMask>> {
+        let on_disk = index.len_on_disk_bytes(virtual_size).div_ceil(SECTOR_LEN);
+        if !(0..on_disk).any(|sector| self.0.contains(sector)) {
+            return None;
+        }
+        self.0.insert_from(on_disk.min(SECTORS_PER_BLOCK));
+        Some((!self.0.is_full()).then_some(self.0))
+    }
+
+    /// As bytes, for the temporary file.
+    pub(super) fn encode(&self) -> [u8; SECTORS_PER_BLOCK / 8] {
+        std::array::from_fn(|byte| {
+            (0..8).filter(|bit| self.0.contains(byte * 8 + bit)).fold(0, |byte, bit| byte | 0x80 >> bit)
+        })
+    }
+
+    /// From those bytes.
+    pub(super) fn decode(bytes: &[u8; SECTORS_PER_BLOCK / 8]) -> Self {
+        let mut held = Self::nothing();
+        held.add(0, bytes, 0, SECTORS_PER_BLOCK);
+        held
+    }
+}
+
+fn is_set(bitmap: &[u8], sector: usize) -> bool {
+    bitmap[sector / 8] & (0x80 >> (sector % 8)) != 0
 }
 
 #[cfg(test)]
@@ -46,6 +98,27 @@ mod tests {
         clear_unset(&[0b1000_0001, 0b0100_0000], 0, &mut data);
         let set: Vec<_> = (0..16).filter(|sector| data[sector * SECTOR_LEN] == 1).collect();
         assert_eq!(set, [0, 7, 9]);
+    }
+
+    #[test]
+    fn a_block_is_delivered_when_a_sector_on_the_disk_is_held_and_masked_when_one_is_not() {
+        let size = 2 * 4096 * 512 + 9 * 512 + 1;
+        let judge = |set: &[usize], index| {
+            let mut held = Held::nothing();
+            for sector in set {
+                held.add(*sector, &[0x80], 0, 1);
+            }
+            assert_eq!(Held::decode(&held.encode()), held);
+            held.judge(BlockIndex(index), size)
+        };
+        assert_eq!(judge(&[], 0), None);
+        let partly = judge(&[7], 0).unwrap().unwrap();
+        assert!(partly.contains(7) && !partly.contains(8));
+        // Ten sectors of the last block are on the disk.
+        assert_eq!(judge(&[10, 4095], 2), None);
+        assert!(judge(&[0, 1, 2, 3, 4, 5, 6, 7, 8], 2).unwrap().is_some());
+        assert_eq!(judge(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 2), Some(None));
+        assert_eq!(judge(&(0..4096).collect::<Vec<_>>(), 1), Some(None));
     }
 
     proptest! {

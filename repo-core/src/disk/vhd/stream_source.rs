@@ -1,20 +1,23 @@
-//! A dynamic VHD in a stream, read in the order in which its blocks are stored.
+//! A dynamic or differencing VHD in a stream, read in the order in which its blocks are stored.
 //!
 //! The position only moves forward: the BAT, sorted, tells what comes where; gaps are read past, a batmap among them.
 //! The source is complete when the footer at the very end was seen and agrees with the copy at the beginning.
 
 use std::path::Path;
 
-use super::assembly::Assembly;
+use super::assembly::{Assembled, Assembly};
 use super::bat::{Bat, StoredBlock};
 use super::dynamic_header::{DYNAMIC_HEADER_LEN, DynamicHeader};
 use super::footer::{FOOTER_LEN, Footer};
 use super::layout::Layout;
-use super::{sector_bitmap, trailer};
+use super::sector_bitmap::{self, Held};
+use super::trailer;
 use crate::disk::forward::ForwardReader;
-use crate::disk::{BlockBuf, Delivery, DiskFormat, DiskSource, http_head};
+use crate::disk::{
+    BlockBuf, Delivery, DiskFormat, DiskSource, ImageIds, SECTORS_PER_BLOCK, SectorMask, Undelivered, http_head,
+};
 use crate::error::{Error, Result, ResultExt};
-use crate::units::{BLOCK_LEN, BlockIndex, SECTOR_LEN, block_count};
+use crate::units::{BLOCK_LEN, BlockIndex, block_count};
 
 /// Reads the stored blocks as they come.
 pub struct VhdStreamSource {
@@ -28,6 +31,8 @@ pub struct VhdStreamSource {
     parts_done: usize,
     bitmap: Vec<u8>,
     small_blocks: Option<SmallBlocks>,
+    /// Of a differencing disk, what the block just delivered holds when that is not all.
+    held: Option<SectorMask>,
     complete: bool,
 }
 
@@ -60,7 +65,18 @@ impl VhdStreamSource {
             SmallBlocks { assembly, content: vec![0; layout.block_size] }
         });
         let bitmap = vec![0; layout.bitmap_len];
-        Ok(Self { reader, copy, layout, order, next: 0, parts_done: 0, bitmap, small_blocks, complete: false })
+        Ok(Self {
+            reader,
+            copy,
+            layout,
+            order,
+            next: 0,
+            parts_done: 0,
+            bitmap,
+            small_blocks,
+            held: None,
+            complete: false,
+        })
     }
 
     /// The 2 MiB block in which a block of this VHD lies or begins.
@@ -77,14 +93,17 @@ impl VhdStreamSource {
     }
 
     /// The next 2 MiB of blocks that have at least as many.
-    fn next_part(&mut self, buf: &mut BlockBuf) -> Result<Option<BlockIndex>> {
+    fn next_part(&mut self, buf: &mut BlockBuf) -> Result<Option<Assembled>> {
         let Some(stored) = self.order.get(self.next).copied() else { return Ok(None) };
         if self.parts_done == 0 {
             self.begin(stored)?;
         }
         let index = BlockIndex(self.block_of(stored).0 + self.parts_done as u64);
         self.reader.fill(buf.bytes_mut(), format_args!("the content of block {}", stored.index))?;
-        sector_bitmap::clear_unset(&self.bitmap, self.parts_done * (BLOCK_LEN / SECTOR_LEN), buf.bytes_mut());
+        let first_sector = self.parts_done * SECTORS_PER_BLOCK;
+        sector_bitmap::clear_unset(&self.bitmap, first_sector, buf.bytes_mut());
+        let mut held = Held::nothing();
+        held.add(0, &self.bitmap, first_sector, SECTORS_PER_BLOCK);
         self.parts_done += 1;
         // The last block is stored whole; parts of it past the disk's end are just a gap.
         let parts = self.layout.block_size / BLOCK_LEN;
@@ -92,19 +111,19 @@ impl VhdStreamSource {
             self.parts_done = 0;
             self.next += 1;
         }
-        Ok(Some(index))
+        Ok(Some(Assembled { index, held }))
     }
 
     /// The next 2 MiB that are complete, of blocks that have less.
-    fn next_assembled(&mut self, buf: &mut BlockBuf) -> Result<Option<BlockIndex>> {
+    fn next_assembled(&mut self, buf: &mut BlockBuf) -> Result<Option<Assembled>> {
         while let Some(stored) = self.order.get(self.next).copied() {
             self.begin(stored)?;
             self.next += 1;
             let Some(SmallBlocks { assembly, content }) = &mut self.small_blocks else { break };
             self.reader.fill(content, format_args!("the content of block {}", stored.index))?;
             sector_bitmap::clear_unset(&self.bitmap, 0, content);
-            if let Some(index) = assembly.add(stored.index, content, buf)? {
-                return Ok(Some(index));
+            if let Some(assembled) = assembly.add(stored.index, &self.bitmap, content, buf)? {
+                return Ok(Some(assembled));
             }
         }
         Ok(None)
@@ -156,7 +175,19 @@ impl DiskSource for VhdStreamSource {
     }
 
     fn format(&self) -> DiskFormat {
-        DiskFormat::VhdDynamic
+        self.layout.format()
+    }
+
+    fn undelivered(&self) -> Undelivered {
+        self.layout.undelivered()
+    }
+
+    fn ids(&self) -> Option<ImageIds> {
+        self.layout.ids
+    }
+
+    fn held_sectors(&self) -> Option<&SectorMask> {
+        self.held.as_ref()
     }
 
     fn delivery(&self) -> Delivery {
@@ -169,16 +200,22 @@ impl DiskSource for VhdStreamSource {
     }
 
     fn next_block(&mut self, buf: &mut BlockBuf) -> Result<Option<BlockIndex>> {
-        let next = if self.small_blocks.is_some() { self.next_assembled(buf) } else { self.next_part(buf) }?;
-        match next {
-            Some(index) => buf.clear_past_end(index, self.layout.virtual_size),
-            None if !self.complete => {
-                self.check_end()?;
-                self.complete = true;
+        self.held = None;
+        loop {
+            let next = if self.small_blocks.is_some() { self.next_assembled(buf) } else { self.next_part(buf) }?;
+            let Some(Assembled { index, held }) = next else { break };
+            if self.layout.differencing {
+                let Some(mask) = held.judge(index, self.layout.virtual_size) else { continue };
+                self.held = mask;
             }
-            None => {}
+            buf.clear_past_end(index, self.layout.virtual_size);
+            return Ok(Some(index));
         }
-        Ok(next)
+        if !self.complete {
+            self.check_end()?;
+            self.complete = true;
+        }
+        Ok(None)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Dynamic VHDs as a whole: written here and read back, built by hand, damaged, and judged by other programs.
 
 mod conformance;
+mod differencing;
 mod image;
 mod model;
 mod odd_files;

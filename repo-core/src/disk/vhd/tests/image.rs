@@ -98,8 +98,14 @@ impl Image {
 
     /// What the image stands for.
     pub(super) fn content(&self) -> Vec<u8> {
+        self.content_over(&[])
+    }
+
+    /// What the image stands for over that of a parent, as a differencing disk.
+    pub(super) fn content_over(&self, parent: &[u8]) -> Vec<u8> {
         let size = usize::try_from(self.size).unwrap();
         let mut content = vec![0; self.needed() as usize * self.block_size as usize];
+        content[..parent.len()].copy_from_slice(parent);
         for stored in &self.blocks {
             let block = &mut content[stored.index as usize * self.block_size as usize..];
             for (sector, bytes) in block.chunks_mut(512).take(self.block_size as usize / 512).enumerate() {
@@ -135,7 +141,8 @@ pub(super) fn patch_record(record: &mut [u8], at: usize, value: &[u8], sum_at: u
 }
 
 fn content_byte(index: u32, sector: usize) -> u8 {
-    u8::try_from((index as usize * 31 + sector * 7) % 250).unwrap() + 1
+    // Some are zeros: in a differencing disk they are content like any other.
+    u8::try_from((index as usize * 31 + sector * 7) % 25 * 10).unwrap()
 }
 
 const JUNK: u8 = 0xAB;

@@ -21,13 +21,6 @@ fn refused(bytes: &[u8], kind: ErrorKind, words: &str) {
 }
 
 #[test]
-fn differencing_disks() {
-    let mut bytes = small().bytes();
-    patch_footers(&mut bytes, 60, &[0, 0, 0, 4]);
-    refused(&bytes, ErrorKind::Unsupported, "this is a differencing VHD (disk type 4 at byte 60)");
-}
-
-#[test]
 fn disabled_images() {
     let mut bytes = small().bytes();
     patch_footers(&mut bytes, 0, b"v_poison");
