@@ -3,8 +3,8 @@
 pub mod backup;
 pub mod block_reader;
 pub mod check;
-pub mod gc;
 pub mod complete;
+pub mod gc;
 pub mod open;
 mod pack_stream;
 pub mod restore;

@@ -136,7 +136,7 @@ fn a_backup_whose_lease_was_taken_away_does_not_commit() {
         }
         None
     });
-    let disks = vec![DiskInput { vdi: "a".to_owned(), source }];
+    let disks = vec![DiskInput::new("a", source)];
     let error = backup(&session, disks, &BackupOptions::new(5), &Silent).unwrap_err();
     assert_eq!(error.kind(), repo_core::ErrorKind::Locked);
     assert!(session.repository.store.list_snapshots().unwrap().is_empty());
@@ -265,7 +265,7 @@ impl World {
         disk: &ModelDisk,
         hook: impl FnMut(u64) -> Option<Error> + Send + 'static,
     ) {
-        let disks = vec![DiskInput { vdi: vdi.to_owned(), source: Hooked::source(disk, hook) }];
+        let disks = vec![DiskInput::new(vdi, Hooked::source(disk, hook))];
         let options = BackupOptions { level: 1, ..BackupOptions::new(self.now_ms()) };
         let report = backup(session, disks, &options, &Silent).unwrap();
         self.live.lock().unwrap().insert(report.snapshot.id, (vdi.to_owned(), disk.clone()));

@@ -7,10 +7,10 @@
 use rayon::prelude::*;
 
 use crate::content::ContentReader;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::{EntryId, NodeId};
-use crate::manifest::Tree;
 use crate::manifest::walk::{Leaves, leaf_runs};
+use crate::manifest::{Node, NodeSource, Tree};
 use crate::monitor::{Monitor, check_cancelled};
 use crate::ops::open::Session;
 use crate::snapshot::NamedSnapshot;
@@ -23,7 +23,8 @@ const LEAF_BATCH: usize = 256;
 /// noted already, and else one look-up for each chunk of its disks; no content is read.
 ///
 /// # Errors
-/// `Corrupt` when something is missing or a node is damaged; `Unavailable`; `Io` when the index fails; `Interrupted`.
+/// `Corrupt` when something is missing or a node is damaged; `Locked` when something stands in condemned packs alone;
+/// `Unavailable`; `Io` when the index fails; `Interrupted`.
 pub fn ensure_complete(session: &Session, named: &NamedSnapshot, monitor: &dyn Monitor) -> Result<()> {
     if session.index.is_complete(named.id)? {
         return Ok(());
@@ -45,13 +46,14 @@ pub fn ensure_complete(session: &Session, named: &NamedSnapshot, monitor: &dyn M
 }
 
 fn walk(content: &ContentReader, tree: &Tree, monitor: &dyn Monitor) -> Result<()> {
-    let mut leaves = Leaves::new(tree, content);
+    let nodes = LiveNodes(content);
+    let mut leaves = Leaves::new(tree, &nodes);
     let mut told = 0;
     loop {
         check_cancelled(monitor)?;
         let batch: Vec<(BlockIndex, NodeId)> = leaves.by_ref().take(LEAF_BATCH).collect::<Result<_>>()?;
         let Some((last, _)) = batch.last() else { break };
-        batch.par_iter().try_for_each(|(_, leaf)| find_all(content, *leaf))?;
+        batch.par_iter().try_for_each(|(_, leaf)| find_all(&nodes, *leaf))?;
         let done = last.offset_bytes() + BLOCK_LEN as u64;
         monitor.advance(done - told);
         told = done;
@@ -60,12 +62,33 @@ fn walk(content: &ContentReader, tree: &Tree, monitor: &dyn Monitor) -> Result<(
     Ok(())
 }
 
-fn find_all(content: &ContentReader, leaf: NodeId) -> Result<()> {
-    let runs = leaf_runs(content, leaf)?;
-    let ids: Vec<EntryId> = runs.iter().map(|run| run.id.into()).collect();
-    let found = content.locate(&ids)?;
-    match runs.iter().zip(found).find(|(_, found)| found.is_none()) {
-        Some((run, _)) => Err(Error::corrupt(format!("chunk {} is in no pack", run.id.short()))),
-        None => Ok(()),
+/// Nodes that stand in packs that are not condemned.
+struct LiveNodes<'a>(&'a ContentReader);
+
+impl LiveNodes<'_> {
+    /// Fails when one of `ids` is not stored, or is about to be no more.
+    fn demand(&self, ids: &[EntryId]) -> Result<()> {
+        let Some(at) = self.0.locate_live(ids)?.iter().position(Option::is_none) else { return Ok(()) };
+        let short = ids[at].short();
+        if self.0.locate(&ids[at..=at])?[0].is_some() {
+            let text = format!(
+                "{short} stands in a pack that garbage collection condemned before this snapshot was committed: \
+                 run cairn gc, which takes that back, and try again"
+            );
+            return Err(Error::new(ErrorKind::Locked, text));
+        }
+        Err(Error::corrupt(format!("{short} is in no pack")))
     }
+}
+
+impl NodeSource for LiveNodes<'_> {
+    fn node(&self, id: NodeId) -> Result<Node> {
+        self.demand(&[id.into()])?;
+        self.0.node(id)
+    }
+}
+
+fn find_all(nodes: &LiveNodes<'_>, leaf: NodeId) -> Result<()> {
+    let runs = leaf_runs(nodes, leaf)?;
+    nodes.demand(&runs.iter().map(|run| run.id.into()).collect::<Vec<_>>())
 }
