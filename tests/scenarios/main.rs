@@ -7,6 +7,7 @@ mod devices;
 mod gc;
 mod images;
 mod index;
+mod lifetime;
 mod model;
 mod oracle;
 mod processes;

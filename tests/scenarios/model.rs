@@ -10,7 +10,7 @@ use repo_tests::model::ModelDisk;
 
 /// A change to a disk before its next backup.
 #[derive(Debug, Clone)]
-enum Edit {
+pub(crate) enum Edit {
     /// Pages from a place on get new content; 0 is zeros.
     Write { at: prop::sample::Index, pages: u64, content: u32 },
     /// A range of the disk is copied elsewhere: equal content at other pages.
@@ -27,7 +27,7 @@ struct Step {
     reopen: bool,
 }
 
-fn edit() -> impl Strategy<Value = Edit> {
+pub(crate) fn edit() -> impl Strategy<Value = Edit> {
     prop_oneof![
         6 => (any::<prop::sample::Index>(), 1..700_u64, 0..6_u32)
             .prop_map(|(at, pages, content)| Edit::Write { at, pages, content }),
@@ -43,7 +43,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..7)
 }
 
-fn apply(disk: &mut ModelDisk, edit: &Edit) {
+pub(crate) fn apply(disk: &mut ModelDisk, edit: &Edit) {
     let pages = disk.virtual_size.div_ceil(PAGE_LEN as u64);
     let place = |index: &prop::sample::Index| index.index(usize::try_from(pages.max(1)).unwrap()) as u64;
     match edit {

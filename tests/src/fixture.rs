@@ -10,7 +10,7 @@ use repo_core::entropy::Entropy;
 use repo_core::id::SnapshotId;
 use repo_core::keys::slot::{Argon2Cost, Unlock};
 use repo_core::monitor::Silent;
-use repo_core::ops::backup::{BackupOptions, BackupReport, DiskInput, backup};
+use repo_core::ops::backup::{BackupOptions, BackupReport, BaseChoice, DiskInput, backup};
 use repo_core::ops::check::{CheckOptions, CheckReport, check};
 use repo_core::ops::gc::{GcOptions, GcReport, gc};
 use repo_core::ops::open::{Session, open_session};
@@ -85,6 +85,22 @@ impl RepoFixture {
     /// Backs up one model disk in ascending order.
     pub fn backup_model(&mut self, session: &Session, vdi: &str, disk: &ModelDisk) -> BackupReport {
         self.backup(session, vec![(vdi, disk.source(Delivery::Ascending))]).expect("backup")
+    }
+
+    /// Backs up one delta over a snapshot.
+    ///
+    /// # Errors
+    /// Those of the backup.
+    pub fn backup_delta(
+        &mut self,
+        session: &Session,
+        vdi: &str,
+        source: Box<dyn DiskSource>,
+        base: SnapshotId,
+    ) -> Result<BackupReport> {
+        self.clock_ms += 1_000;
+        let disks = vec![DiskInput { base: Some(BaseChoice::Snapshot(base)), ..DiskInput::new(vdi, source) }];
+        backup(session, disks, &BackupOptions { level: 1, ..BackupOptions::new(self.clock_ms) }, &Silent)
     }
 
     /// Deletes a snapshot record.

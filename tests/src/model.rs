@@ -5,9 +5,11 @@ use std::io::{Cursor, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use repo_core::disk::{self, BlockBuf, Delivery, DiskFormat, DiskSource, FormatHint, SourceOptions};
+use repo_core::disk::{
+    self, BlockBuf, Delivery, DiskFormat, DiskSource, FormatHint, SectorMask, SourceOptions, Undelivered,
+};
 use repo_core::error::Result;
-use repo_core::units::{BLOCK_LEN, BlockIndex, PAGE_LEN, PAGES_PER_BLOCK};
+use repo_core::units::{BLOCK_LEN, BlockIndex, PAGE_LEN, PAGES_PER_BLOCK, SECTOR_LEN};
 
 /// A sparse disk of pages. Page content is made from a number, so that equal numbers are equal pages.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -91,6 +93,85 @@ impl ModelDisk {
         }
         blocks.reverse();
         Box::new(ModelSource { disk: self.clone(), blocks, delivery })
+    }
+}
+
+impl ModelDisk {
+    /// What turns `base` into this disk, as a delta: whole blocks, or only the sectors of pages that differ with garbage
+    /// between them.
+    pub fn delta(&self, base: &Self, delivery: Delivery, whole_blocks: bool) -> Box<dyn DiskSource> {
+        let mut changed: Vec<u64> = (self.pages.keys().chain(base.pages.keys()))
+            .filter(|page| self.pages.get(page) != base.pages.get(page) || self.is_cut(**page) != base.is_cut(**page))
+            .filter(|page| **page * (PAGE_LEN as u64) < self.virtual_size)
+            .copied()
+            .collect();
+        changed.sort_unstable();
+        changed.dedup();
+        let mut blocks: Vec<u64> = changed.iter().map(|page| page / PAGES_PER_BLOCK as u64).collect();
+        blocks.dedup();
+        if delivery == Delivery::AnyOrder {
+            blocks.sort_by_key(|block| mix(*block));
+        }
+        blocks.reverse();
+        let disk = self.clone();
+        Box::new(ModelDelta { disk, blocks, changed, whole_blocks, held: SectorMask::NONE, delivery })
+    }
+
+    /// How much of a page lies on the disk, in bytes.
+    fn is_cut(&self, page: u64) -> u64 {
+        self.virtual_size.saturating_sub(page * PAGE_LEN as u64).min(PAGE_LEN as u64)
+    }
+}
+
+struct ModelDelta {
+    disk: ModelDisk,
+    /// Blocks to come, last first.
+    blocks: Vec<u64>,
+    /// Pages that differ, ascending.
+    changed: Vec<u64>,
+    whole_blocks: bool,
+    held: SectorMask,
+    delivery: Delivery,
+}
+
+impl DiskSource for ModelDelta {
+    fn virtual_size(&self) -> Option<u64> {
+        Some(self.disk.virtual_size)
+    }
+
+    fn format(&self) -> DiskFormat {
+        DiskFormat::VhdDifferencing
+    }
+
+    fn delivery(&self) -> Delivery {
+        self.delivery
+    }
+
+    fn undelivered(&self) -> Undelivered {
+        Undelivered::Base
+    }
+
+    fn held_sectors(&self) -> Option<&SectorMask> {
+        (!self.whole_blocks).then_some(&self.held)
+    }
+
+    fn next_block(&mut self, buf: &mut BlockBuf) -> Result<Option<BlockIndex>> {
+        let Some(block) = self.blocks.pop() else { return Ok(None) };
+        let first_page = block * PAGES_PER_BLOCK as u64;
+        self.disk.fill(first_page, buf.bytes_mut());
+        self.held = SectorMask::NONE;
+        if !self.whole_blocks {
+            for page in first_page..first_page + PAGES_PER_BLOCK as u64 {
+                let at = (page - first_page) as usize;
+                let sectors = PAGE_LEN / SECTOR_LEN;
+                if self.changed.binary_search(&page).is_ok() {
+                    (at * sectors..(at + 1) * sectors).for_each(|sector| self.held.insert(sector));
+                } else if page * (PAGE_LEN as u64) < self.disk.virtual_size {
+                    buf.bytes_mut()[at * PAGE_LEN..(at + 1) * PAGE_LEN].fill(0xA5);
+                }
+            }
+        }
+        Ok(Some(BlockIndex(block)))
     }
 }
 
