@@ -216,6 +216,7 @@ pub(crate) mod tests {
             stats: SnapshotStats { new_bytes: 4096, new_chunks: 1, pack_bytes: 900 },
             program: "cairn".to_owned(),
             metadata: BTreeMap::new(),
+            remarks: Default::default(),
         };
         NamedSnapshot { id: SnapshotId(bytes), len: 100, snapshot }
     }

@@ -85,6 +85,10 @@ id_type!(
     SnapshotId, 32, "a snapshot id"
 );
 id_type!(
+    /// An annotation's name: the BLAKE3 of its bytes.
+    AnnotationId, 32, "an annotation id"
+);
+id_type!(
     /// A key slot's name: the BLAKE3 of its bytes.
     SlotId, 32, "a key slot id"
 );

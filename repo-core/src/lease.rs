@@ -18,7 +18,7 @@ use crate::repository::Repository;
 use crate::store::ObjectName;
 
 const RECORD: RecordKind =
-    RecordKind { object: ObjectKind::Lease, key_context: "cairn v1 lease key", name: "lease", len_max: 64 * 1024 };
+    RecordKind { object: ObjectKind::Lease, key_context: "cairn v1 lease key", len_max: 64 * 1024 };
 
 /// What a lease says of its holder. For people: nothing is decided by it.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -46,8 +46,8 @@ impl Lease {
     pub fn put(repository: Arc<Repository>, operation: &str) -> Result<Self> {
         let info = LeaseInfo { operation: operation.to_owned(), process: std::process::id() };
         let record = minicbor::to_vec(&info).expect("writing CBOR into memory cannot fail");
-        let object = RECORD.seal(&repository, record)?;
-        let id = LeaseId(*blake3::hash(&object).as_bytes());
+        let (id, object) = RECORD.seal(&repository, record)?;
+        let id = LeaseId(id);
         let file = repository.store.put_held(ObjectName::Lease(id), &object)?;
         Ok(Self { repository, held: Some((id, file)) })
     }

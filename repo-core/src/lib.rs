@@ -16,12 +16,16 @@
 //! index       where each chunk stands: RocksDB replicas, a cache
 //! content     from names back to bytes
 //! manifest    the Merkle tree of one disk
+//! remarks     what people say of a snapshot
 //! snapshot    the commit record
+//! annotation  remarks made after the commit
+//! retention   which snapshots a policy keeps, and why
 //! ops         backup, restore, check: the only layer that sees all the others
 //! ```
 //!
 //! The crate never prints, prompts, or reads the environment; time and randomness are handed in.
 
+pub mod annotation;
 pub mod chunk;
 pub mod config;
 pub mod content;
@@ -39,8 +43,10 @@ pub mod monitor;
 pub mod object;
 pub mod ops;
 pub mod pack;
-pub mod record;
+mod record;
+pub mod remarks;
 pub mod repository;
+pub mod retention;
 pub mod seal;
 pub mod snapshot;
 pub mod store;

@@ -27,6 +27,8 @@ pub enum ObjectKind {
     Lease,
     /// A tombstone.
     Tombstone,
+    /// An annotation of a snapshot.
+    Annotation,
 }
 
 impl ObjectKind {
@@ -38,6 +40,7 @@ impl ObjectKind {
             Self::Snapshot => b's',
             Self::Lease => b'l',
             Self::Tombstone => b't',
+            Self::Annotation => b'a',
         }
     }
 }

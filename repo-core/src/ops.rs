@@ -4,6 +4,7 @@ pub mod backup;
 pub mod block_reader;
 pub mod check;
 pub mod complete;
+pub mod forget;
 pub mod gc;
 pub mod open;
 mod pack_stream;

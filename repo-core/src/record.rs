@@ -1,7 +1,10 @@
-//! Sealed records: small objects that hold one CBOR map under the structure key (docs/format.md §9).
+//! Records: small sealed objects under the structure key (docs/format.md §9, §10).
 //!
-//! `header (16) ‖ salt (32) ‖ sealed length (4) ‖ sealed record`. Snapshot records, leases and tombstones are all of this
-//! form, and differ in their kind and in what their keys are derived for.
+//! ```text
+//! header (16) ‖ salt (32) ‖ sealed length (4) ‖ sealed record
+//! ```
+//!
+//! The name is the BLAKE3 of all bytes, so that a record is known to be whole before any key is used.
 
 use zerocopy::IntoBytes;
 
@@ -13,51 +16,49 @@ use crate::seal::{Aead, NONCE_ZERO, TAG_LEN};
 
 const SALT_LEN: usize = 32;
 
-/// One kind of sealed record.
+/// A kind of record.
 #[derive(Debug, Clone, Copy)]
-pub struct RecordKind {
-    /// What the object's header says.
-    pub object: ObjectKind,
-    /// What the key is derived for.
-    pub key_context: &'static str,
-    /// What people call it.
-    pub name: &'static str,
+pub(crate) struct RecordKind {
+    /// The kind in the header.
+    pub(crate) object: ObjectKind,
+    /// The context its keys are derived in.
+    pub(crate) key_context: &'static str,
     /// The largest object a reader takes, in bytes.
-    pub len_max: u64,
+    pub(crate) len_max: u64,
 }
 
 impl RecordKind {
-    /// The bytes of an object that holds `plain`.
+    /// Seals a record: the object's name and its bytes.
     ///
     /// # Errors
-    /// `Unauthenticated` without the structure key; `Invalid` when it would be too large.
-    pub fn seal(&self, repository: &Repository, plain: Vec<u8>) -> Result<Vec<u8>> {
+    /// `Unauthenticated` without the structure key; `Invalid` when it is too large; `Io` without randomness.
+    pub(crate) fn seal(&self, repository: &Repository, mut record: Vec<u8>) -> Result<([u8; 32], Vec<u8>)> {
         let salt: [u8; SALT_LEN] = repository.entropy.bytes()?;
-        let too_large = |len: usize| Error::invalid(format!("{} of {len} bytes is too large", self.name));
-        let mut sealed = plain;
-        let len = u32::try_from(sealed.len() + TAG_LEN).map_err(|_| too_large(sealed.len()))?;
+        let too_large = |len: usize| Error::invalid(format!("a record of {len} bytes is too large"));
+        let len = u32::try_from(record.len() + TAG_LEN).map_err(|_| too_large(record.len()))?;
         let mut object = ObjectHeader::new(self.object).as_bytes().to_vec();
         object.extend_from_slice(&salt);
         object.extend_from_slice(&len.to_le_bytes());
-        self.sealer(repository, &salt)?.seal(&NONCE_ZERO, &context(repository, &object), &mut sealed);
-        object.extend_from_slice(&sealed);
+        self.sealer(repository, &salt)?.seal(&NONCE_ZERO, &context(repository, &object), &mut record);
+        object.extend_from_slice(&record);
         if object.len() as u64 > self.len_max {
             return Err(too_large(object.len()));
         }
-        Ok(object)
+        Ok((*blake3::hash(&object).as_bytes(), object))
     }
 
-    /// What the object named `id` holds.
+    /// Opens the object named `id`.
     ///
     /// # Errors
-    /// `Corrupt` when it is damaged, `Unauthenticated` when it was written with another key, `Unsupported`.
-    pub fn open(&self, repository: &Repository, id: &[u8; 32], object: &[u8]) -> Result<Vec<u8>> {
+    /// `Corrupt` when the bytes do not match the name or are no record of this kind; `Unsupported` when they need a
+    /// newer reader; `Unauthenticated` when another key sealed them.
+    pub(crate) fn open(&self, repository: &Repository, id: &[u8; 32], object: &[u8]) -> Result<Vec<u8>> {
         if blake3::hash(object).as_bytes() != id {
             return Err(Error::corrupt("the record's bytes do not match its name"));
         }
         let rest = ObjectHeader::check(object, self.object)?;
         let (salt, rest) = split(rest, SALT_LEN, "salt of the record")?;
-        let (len, sealed) = split_len(rest, "the record")?;
+        let (len, sealed) = split_len(rest, "record")?;
         if len != sealed.len() {
             return Err(Error::corrupt(format!("sealed record has {} bytes instead of {len}", sealed.len())));
         }

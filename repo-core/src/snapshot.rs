@@ -11,6 +11,7 @@ use crate::id::{NodeId, PackId, SnapshotId};
 use crate::manifest::Tree;
 use crate::object::ObjectKind;
 use crate::record::{self, RecordKind};
+use crate::remarks::Remarks;
 use crate::repository::Repository;
 use crate::store::ObjectName;
 use crate::units::VIRTUAL_SIZE_MAX;
@@ -18,12 +19,8 @@ use crate::units::VIRTUAL_SIZE_MAX;
 /// The largest record a reader takes, in bytes: VM metadata and the pack list of a backup of hundreds of TiB fit.
 pub const RECORD_LEN_MAX: u64 = 256 * 1024 * 1024;
 
-const RECORD: RecordKind = RecordKind {
-    object: ObjectKind::Snapshot,
-    key_context: "cairn v1 snapshot key",
-    name: "snapshot record",
-    len_max: RECORD_LEN_MAX,
-};
+const KIND: RecordKind =
+    RecordKind { object: ObjectKind::Snapshot, key_context: "cairn v1 snapshot key", len_max: RECORD_LEN_MAX };
 
 /// One committed backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +41,8 @@ pub struct Snapshot {
     pub program: String,
     /// VM metadata, as given by the caller.
     pub metadata: BTreeMap<String, Vec<u8>>,
+    /// What was said of it when it was made. Annotations, if there are any, say what holds now.
+    pub remarks: Remarks,
 }
 
 /// One disk of a snapshot.
@@ -125,6 +124,12 @@ struct StoredSnapshot {
     program: String,
     #[n(7)]
     metadata: Option<BTreeMap<String, ByteVec>>,
+    #[n(8)]
+    tags: Option<Vec<String>>,
+    #[n(9)]
+    note: Option<String>,
+    #[n(10)]
+    protected: Option<bool>,
 }
 
 #[derive(Encode, Decode)]
@@ -167,6 +172,9 @@ impl Snapshot {
             stats: self.stats,
             program: self.program.clone(),
             metadata: (!metadata.is_empty()).then_some(metadata),
+            tags: (!self.remarks.tags.is_empty()).then(|| self.remarks.tags.iter().cloned().collect()),
+            note: self.remarks.note.clone(),
+            protected: self.remarks.protected.then_some(true),
         };
         minicbor::to_vec(&stored).expect("writing CBOR into memory cannot fail")
     }
@@ -183,11 +191,18 @@ impl Snapshot {
         if disks.is_empty() {
             return Err(Error::corrupt("snapshot record has no disk"));
         }
+        let remarks = Remarks {
+            tags: stored.tags.unwrap_or_default().into_iter().collect(),
+            note: stored.note,
+            protected: stored.protected.unwrap_or_default(),
+        };
+        remarks.check().map_err(|error| Error::corrupt(error.to_string()))?;
         Ok(Self {
             time_ms: stored.time_ms,
             committed_ms: stored.committed_ms,
             vm: stored.vm,
             disks,
+            remarks,
             packs,
             stats: stored.stats,
             program: stored.program,
@@ -240,8 +255,10 @@ impl TryFrom<StoredDisk> for Disk {
 /// # Errors
 /// `Unauthenticated` without the structure key; `Io`.
 pub fn commit(repository: &Repository, snapshot: Snapshot) -> Result<NamedSnapshot> {
-    let object = RECORD.seal(repository, snapshot.encode())?;
-    let id = SnapshotId(*blake3::hash(&object).as_bytes());
+    snapshot.remarks.check()?;
+    let sealed = KIND.seal(repository, snapshot.encode());
+    let (id, object) = sealed.context(|| "snapshot record, with VM metadata and list of packs")?;
+    let id = SnapshotId(id);
     repository.store.put_new(ObjectName::Snapshot(id), &object)?;
     Ok(NamedSnapshot { id, len: object.len() as u64, snapshot })
 }
@@ -253,12 +270,9 @@ pub fn commit(repository: &Repository, snapshot: Snapshot) -> Result<NamedSnapsh
 pub fn read(repository: &Repository, id: SnapshotId) -> Result<NamedSnapshot> {
     let name = ObjectName::Snapshot(id);
     let object = repository.store.get(name, RECORD_LEN_MAX)?;
-    let snapshot = open(repository, id, &object).context(|| format!("snapshot {}", id.short()))?;
+    let opened = KIND.open(repository, &id.0, &object).and_then(|record| Snapshot::decode(&record));
+    let snapshot = opened.context(|| format!("snapshot {}", id.short()))?;
     Ok(NamedSnapshot { id, len: object.len() as u64, snapshot })
-}
-
-fn open(repository: &Repository, id: SnapshotId, object: &[u8]) -> Result<Snapshot> {
-    Snapshot::decode(&RECORD.open(repository, &id.0, object)?)
 }
 
 /// Snapshots, oldest first, and an error for each record that cannot be read.
@@ -305,6 +319,7 @@ mod tests {
             stats: SnapshotStats { new_bytes: 1, new_chunks: 2, pack_bytes: 3 },
             program: "cairn".to_owned(),
             metadata: BTreeMap::from([("vm.json".to_owned(), b"{}".to_vec())]),
+            remarks: Remarks::default(),
         }
     }
 
@@ -314,6 +329,9 @@ mod tests {
         assert_eq!(Snapshot::decode(&snapshot.encode()).unwrap(), snapshot);
         let bare = Snapshot { vm: None, metadata: BTreeMap::new(), packs: vec![], ..snapshot };
         assert_eq!(Snapshot::decode(&bare.encode()).unwrap(), bare);
+        let remarks = Remarks { tags: ["a".to_owned()].into(), note: Some("b".to_owned()), protected: true };
+        let remarked = Snapshot { remarks, ..bare };
+        assert_eq!(Snapshot::decode(&remarked.encode()).unwrap(), remarked);
     }
 
     #[test]

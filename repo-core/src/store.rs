@@ -18,7 +18,7 @@ use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::error::{Error, ErrorKind, Result, ResultExt};
-use crate::id::{LeaseId, PackId, SlotId, SnapshotId, TombstoneId};
+use crate::id::{AnnotationId, LeaseId, PackId, SlotId, SnapshotId, TombstoneId};
 use local::{LocalDir, NewObject};
 
 /// An object's name (docs/format.md §1).
@@ -36,6 +36,8 @@ pub enum ObjectName {
     Lease(LeaseId),
     /// A tombstone.
     Tombstone(TombstoneId),
+    /// An annotation of a snapshot.
+    Annotation(AnnotationId),
 }
 
 impl ObjectName {
@@ -51,6 +53,7 @@ impl ObjectName {
             Self::Snapshot(id) => format!("snapshots/{id}"),
             Self::Lease(id) => format!("leases/{id}"),
             Self::Tombstone(id) => format!("tombstones/{id}"),
+            Self::Annotation(id) => format!("annotations/{id}"),
         }
     }
 }
@@ -181,6 +184,14 @@ impl Store {
         self.list("snapshots", |name| SnapshotId::from_hex(name).map(|id| (id, ObjectName::Snapshot(id))))
     }
 
+    /// The annotations that are there, by id. A repository without the folder has none.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn list_annotations(&self) -> Result<Vec<Listed<AnnotationId>>> {
+        self.list("annotations", |name| AnnotationId::from_hex(name).map(|id| (id, ObjectName::Annotation(id))))
+    }
+
     /// The key slots that are there, by id.
     ///
     /// # Errors
@@ -277,12 +288,36 @@ impl Store {
         self.local.lock("keys")
     }
 
+    /// Waits until no other process forgets or annotates snapshots, and keeps others waiting for as long as the result lives.
+    ///
+    /// # Errors
+    /// `Io` when the folder cannot be locked.
+    pub fn lock_snapshots(&self) -> Result<std::fs::File> {
+        self.local.lock("snapshots")
+    }
+
     /// Deletes an object.
     ///
     /// # Errors
     /// `NotFound`, `Io`.
     pub fn delete(&self, name: ObjectName) -> Result<()> {
         self.local.delete(name)
+    }
+
+    /// Deletes objects, and gives how many were there. One wait for the disk for each folder.
+    ///
+    /// # Errors
+    /// `Io`; those before the one that failed are gone.
+    pub fn delete_all(&self, names: &[ObjectName]) -> Result<usize> {
+        self.local.delete_all(names)
+    }
+
+    /// Moves an object out of the way into the folder `quarantine`, and gives its path there.
+    ///
+    /// # Errors
+    /// `NotFound`, `Io`.
+    pub fn quarantine(&self, name: ObjectName) -> Result<String> {
+        self.local.quarantine(name)
     }
 }
 

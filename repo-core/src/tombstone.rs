@@ -16,12 +16,8 @@ use crate::record::{RecordKind, ids};
 use crate::repository::Repository;
 use crate::store::ObjectName;
 
-const RECORD: RecordKind = RecordKind {
-    object: ObjectKind::Tombstone,
-    key_context: "cairn v1 tombstone key",
-    name: "tombstone",
-    len_max: 256 * 1024 * 1024,
-};
+const RECORD: RecordKind =
+    RecordKind { object: ObjectKind::Tombstone, key_context: "cairn v1 tombstone key", len_max: 256 * 1024 * 1024 };
 
 /// Packs condemned together.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -113,8 +109,8 @@ impl Tombstone {
 /// # Errors
 /// `Unauthenticated` without the structure key; `Io`.
 pub fn put(repository: &Repository, tombstone: &Tombstone) -> Result<TombstoneId> {
-    let object = RECORD.seal(repository, tombstone.encode())?;
-    let id = TombstoneId(*blake3::hash(&object).as_bytes());
+    let (id, object) = RECORD.seal(repository, tombstone.encode())?;
+    let id = TombstoneId(id);
     repository.store.put_new(ObjectName::Tombstone(id), &object)?;
     Ok(id)
 }

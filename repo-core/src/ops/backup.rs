@@ -32,6 +32,7 @@ use crate::monitor::{Monitor, check_cancelled};
 use crate::ops::open::Session;
 use crate::ops::pack_stream::{PackStream, StreamOptions};
 use crate::pack::Content;
+use crate::remarks::Remarks;
 use crate::snapshot::{self, Disk, DiskReading, NamedSnapshot, Snapshot, SnapshotStats};
 use crate::store::ObjectName;
 use crate::units::{BLOCK_LEN, BlockIndex, PAGE_LEN};
@@ -59,6 +60,8 @@ pub struct BackupOptions {
     pub vm: Option<String>,
     /// VM metadata to keep, by name.
     pub metadata: BTreeMap<String, Vec<u8>>,
+    /// What is said of the snapshot from its commit on.
+    pub remarks: Remarks,
     /// The program that writes, with its version.
     pub program: String,
 }
@@ -72,6 +75,7 @@ impl BackupOptions {
             now_ms,
             vm: None,
             metadata: BTreeMap::new(),
+            remarks: Remarks::default(),
             program: concat!("cairn ", env!("CARGO_PKG_VERSION")).to_owned(),
         }
     }
@@ -126,6 +130,7 @@ pub fn backup(
     monitor: &dyn Monitor,
 ) -> Result<BackupReport> {
     check_inputs(&disks)?;
+    options.remarks.check()?;
     let (lease, (snapshots, _)) = session.begin_writing("import", monitor)?;
     let generation = session.index.generation();
     let mut run = Running::new(session, options)?;
@@ -351,6 +356,7 @@ impl<'a> Running<'a> {
             stats: self.stats,
             program: options.program.clone(),
             metadata: options.metadata.clone(),
+            remarks: options.remarks.clone(),
         };
         lease.check()?;
         let snapshot = snapshot::commit(&self.session.repository, record).context(|| "cannot commit the snapshot")?;

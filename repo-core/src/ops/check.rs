@@ -8,6 +8,7 @@ mod trees;
 
 use std::ops::Range;
 
+use crate::annotation;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::SnapshotId;
 use crate::keys::Role;
@@ -98,6 +99,7 @@ pub fn check(session: &Session, options: CheckOptions, monitor: &dyn Monitor) ->
     let _lease = session.begin_reading("check", monitor)?;
     let mut report = CheckReport::default();
     check_slots(session, &mut report, monitor)?;
+    check_annotations(session, &mut report, monitor)?;
     let snapshots = check_snapshots(session, &mut report, monitor)?;
     let bad = packs::check(session, options, &mut report, monitor)?;
     trees::check(session, &snapshots, &bad, &mut report, monitor)?;
@@ -115,6 +117,13 @@ fn check_slots(session: &Session, report: &mut CheckReport, monitor: &dyn Monito
         if let Err(error) = inspected {
             report.note(monitor, name.path(), None, &error);
         }
+    }
+    Ok(())
+}
+
+fn check_annotations(session: &Session, report: &mut CheckReport, monitor: &dyn Monitor) -> Result<()> {
+    for (id, error) in annotation::read_all(&session.repository)?.1 {
+        report.note(monitor, ObjectName::Annotation(id).path(), None, &error);
     }
     Ok(())
 }

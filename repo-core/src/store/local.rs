@@ -4,8 +4,10 @@
 //! killed at any instant leaves nothing behind where the file system has `O_TMPFILE`, and a file in `tmp/` elsewhere. `link`
 //! fails on a taken name also on NFS, where `rename` would replace.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,7 +21,7 @@ use crate::store::ObjectName;
 const BUFFER_LEN: usize = 1024 * 1024;
 
 /// The folders of a repository.
-const LAYOUT: [&str; 7] = ["keys", "packs", "snapshots", "leases", "tombstones", "index", "tmp"];
+const LAYOUT: [&str; 8] = ["keys", "packs", "snapshots", "annotations", "leases", "tombstones", "index", "tmp"];
 
 /// A repository's folder.
 #[derive(Debug, Clone)]
@@ -130,6 +132,61 @@ impl LocalDir {
         let path = self.root.join(name.path());
         fs::remove_file(&path).context(|| format!("cannot delete {name}"))?;
         sync_folder(parent_of(&path))
+    }
+
+    /// Deletes objects, durably, and gives how many were there.
+    ///
+    /// # Errors
+    /// `Io`; those before the one that failed are gone.
+    pub fn delete_all(&self, names: &[ObjectName]) -> Result<usize> {
+        let mut folders = BTreeSet::new();
+        let mut deleted = Ok(0);
+        for name in names {
+            let path = self.root.join(name.path());
+            match fs::remove_file(&path) {
+                Ok(()) => deleted = deleted.map(|count| count + 1),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => {
+                    deleted = Err(Error::io(format!("cannot delete {name}"), error));
+                    break;
+                }
+            }
+            folders.insert(parent_of(&path).to_owned());
+        }
+        folders.iter().try_for_each(|folder| sync_folder(folder))?;
+        deleted
+    }
+
+    /// Moves an object into the folder `quarantine`, durably, and gives its path there. Nothing there is replaced.
+    ///
+    /// # Errors
+    /// `NotFound`, `Io`.
+    pub fn quarantine(&self, name: ObjectName) -> Result<String> {
+        let from = self.root.join(name.path());
+        let cannot = || format!("cannot move {name} to quarantine");
+        let folder = self.root.join("quarantine");
+        match fs::create_dir(&folder) {
+            Ok(()) => sync_folder(&self.root)?,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(Error::io(cannot(), error)),
+        }
+        let file_name = from.file_name().expect("an object has a name").to_string_lossy().into_owned();
+        let inode = fs::metadata(&from).context(cannot)?.ino();
+        // Of an earlier object of the same name; or of an earlier try that was killed between link and unlink.
+        let taken = |to: &Path| fs::metadata(to).is_ok_and(|there| there.ino() != inode);
+        let mut target = file_name.clone();
+        let mut copies = 1_u64;
+        while taken(&folder.join(&target)) {
+            copies += 1;
+            target = format!("{file_name}.{copies}");
+        }
+        match fs::hard_link(&from, folder.join(&target)) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(Error::io(cannot(), error)),
+            _ => sync_folder(&folder)?,
+        }
+        fs::remove_file(&from).context(cannot)?;
+        sync_folder(parent_of(&from))?;
+        Ok(format!("quarantine/{target}"))
     }
 }
 
