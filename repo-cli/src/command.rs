@@ -2,11 +2,13 @@
 
 mod check;
 mod completions;
+mod forget;
 mod gc;
 mod import;
 mod init;
 mod key;
 mod rebuild_index;
+mod remarks;
 mod restore;
 mod show;
 mod snapshots;
@@ -26,6 +28,10 @@ pub(crate) enum Command {
     Snapshots(snapshots::Args),
     Show(show::Args),
     Restore(restore::Args),
+    Tag(remarks::TagArgs),
+    Note(remarks::NoteArgs),
+    Protect(remarks::ProtectArgs),
+    Forget(forget::Args),
     Check(check::Args),
     Gc(gc::Args),
     RebuildIndex(rebuild_index::Args),
@@ -55,6 +61,10 @@ fn dispatch(command: Command, invocation: &Invocation) -> Result<Exit> {
         Command::Snapshots(args) => snapshots::run(&args, invocation),
         Command::Show(args) => show::run(&args, invocation),
         Command::Restore(args) => restore::run(&args, invocation),
+        Command::Tag(args) => remarks::tag(args, invocation),
+        Command::Note(args) => remarks::note(args, invocation),
+        Command::Protect(args) => remarks::protect(&args, invocation),
+        Command::Forget(args) => forget::run(args, invocation),
         Command::Check(args) => check::run(&args, invocation),
         Command::Gc(args) => gc::run(&args, invocation),
         Command::RebuildIndex(args) => rebuild_index::run(&args, invocation),

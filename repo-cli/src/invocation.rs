@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use jiff::{Timestamp, Zoned};
+use repo_core::annotation::{self, Annotations};
 use repo_core::entropy::Entropy;
 use repo_core::error::{Error, ErrorKind, ResultExt};
 use repo_core::keys::slot::{Argon2Cost, Unlock};
@@ -141,9 +142,18 @@ impl Invocation {
         Ok(self.listed(session.snapshots(&self.terminal).context(|| "cannot list the snapshots")?))
     }
 
-    fn listed(&self, (snapshots, errors): Snapshots) -> Listed {
-        let mut listed = Listed { snapshots, damaged: 0, unavailable: 0 };
-        for (_, error) in &errors {
+    /// What was said of snapshots after they were made. Annotations that cannot be read are told, and counted in `listed`.
+    ///
+    /// # Errors
+    /// Those of the core.
+    pub(crate) fn annotations(&self, repository: &Repository, listed: &mut Listed) -> Result<Annotations> {
+        let (annotations, errors) = annotation::read_all(repository).context(|| "cannot list the annotations")?;
+        self.count(errors.iter().map(|(_, error)| error), listed);
+        Ok(annotations)
+    }
+
+    fn count<'a>(&self, errors: impl Iterator<Item = &'a Error>, listed: &mut Listed) {
+        for error in errors {
             if error.is_damage() {
                 listed.damaged += 1;
                 self.terminal.damage(error);
@@ -152,6 +162,11 @@ impl Invocation {
                 self.terminal.warn(&chain(error));
             }
         }
+    }
+
+    fn listed(&self, (snapshots, errors): Snapshots) -> Listed {
+        let mut listed = Listed { snapshots, damaged: 0, unavailable: 0 };
+        self.count(errors.iter().map(|(_, error)| error), &mut listed);
         if !errors.is_empty() {
             // Which disks and times they hold is not known.
             let text = format!("snapshot records that cannot be read: {}; what they hold is not found", errors.len());

@@ -7,6 +7,7 @@ use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 use repo_core::error::ResultExt;
 use repo_core::id::SHORT_DIGITS;
+use repo_core::remarks::Remarks;
 use repo_core::snapshot::{Disk, NamedSnapshot};
 use serde::Serialize;
 
@@ -23,6 +24,9 @@ pub(crate) struct SnapshotOut {
     pub(crate) new_bytes: u64,
     pub(crate) new_chunks: u64,
     pub(crate) stored_bytes: u64,
+    pub(crate) tags: Vec<String>,
+    pub(crate) note: Option<String>,
+    pub(crate) protected: bool,
 }
 
 /// A disk of a snapshot in JSON.
@@ -35,8 +39,9 @@ pub(crate) struct DiskOut {
     pub(crate) parent: Option<String>,
 }
 
-impl From<&NamedSnapshot> for SnapshotOut {
-    fn from(named: &NamedSnapshot) -> Self {
+impl SnapshotOut {
+    /// A snapshot, and what is said of it now.
+    pub(crate) fn new(named: &NamedSnapshot, remarks: &Remarks) -> Self {
         let snapshot = &named.snapshot;
         Self {
             id: named.id.to_hex(),
@@ -47,6 +52,9 @@ impl From<&NamedSnapshot> for SnapshotOut {
             new_bytes: snapshot.stats.new_bytes,
             new_chunks: snapshot.stats.new_chunks,
             stored_bytes: snapshot.stats.pack_bytes.saturating_add(named.len),
+            tags: remarks.tags.iter().cloned().collect(),
+            note: remarks.note.clone(),
+            protected: remarks.protected,
         }
     }
 }
@@ -109,6 +117,23 @@ pub(crate) fn size(bytes: u64) -> String {
     }
     let decimals = if value >= 99.95 { 0 } else { usize::from(value < 9.995) + 1 };
     format!("{value:.decimals$} {}", UNITS[unit])
+}
+
+/// A number of things: `1 snapshot`, `2 snapshots`.
+pub(crate) fn count(count: usize, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
+/// Remarks on one line, the note cut at `note_len` characters: `protected; gold, audit; "before the move"`.
+pub(crate) fn remarks(remarks: &Remarks, note_len: usize) -> String {
+    let protected = remarks.protected.then(|| "protected".to_owned());
+    let tags = (!remarks.tags.is_empty()).then(|| remarks.tags.iter().cloned().collect::<Vec<_>>().join(", "));
+    let note = remarks.note.as_ref().map(|note| {
+        let cut: String = note.chars().take(note_len).collect();
+        let rest = if cut.len() < note.len() { "…" } else { "" };
+        format!("\"{cut}{rest}\"")
+    });
+    [protected, tags, note].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 /// How many times `whole` is `part`: `3.4x`; `-` when there is nothing to compare.
@@ -226,6 +251,15 @@ mod tests {
     }
 
     #[test]
+    fn remarks_stand_on_one_line() {
+        let tags = ["gold".to_owned(), "audit".to_owned()].into();
+        let said = Remarks { tags, note: Some("before the move".to_owned()), protected: true };
+        assert_eq!(remarks(&said, 6), "protected; audit, gold; \"before…\"");
+        assert_eq!(remarks(&said, 99), "protected; audit, gold; \"before the move\"");
+        assert_eq!(remarks(&Remarks::default(), 9), "");
+    }
+
+    #[test]
     fn a_name_cannot_steer_the_terminal() {
         assert_eq!(printable("a\u{1b}[2Jb\nc"), "a\\u{1b}[2Jb\\u{a}c");
         assert_eq!(printable("Grüße"), "Grüße");
@@ -233,12 +267,13 @@ mod tests {
 
     #[test]
     fn a_snapshot_in_json_keeps_its_field_names() {
-        let text = json(&SnapshotOut::from(&made([1, 2, 3, 4], 0, &["root"])));
+        let remarks = Remarks { tags: ["gold".to_owned()].into(), ..Remarks::default() };
+        let text = json(&SnapshotOut::new(&made([1, 2, 3, 4], 0, &["root"]), &remarks));
         let expected = format!(
             "{{\"id\":\"01020304{}\",\"time\":\"1970-01-01T00:00:00.000Z\",\"committed\":\"1970-01-01T00:00:00.001Z\",\
              \"vm\":\"web-01\",\"disks\":[{{\"vdi\":\"root\",\"virtual_size\":1073741824,\"allocated_bytes\":4096,\
              \"source_format\":\"vhd-dynamic\",\"parent\":null}}],\"new_bytes\":4096,\"new_chunks\":1,\
-             \"stored_bytes\":1000}}\n",
+             \"stored_bytes\":1000,\"tags\":[\"gold\"],\"note\":null,\"protected\":false}}\n",
             "0".repeat(56)
         );
         assert_eq!(text, expected);

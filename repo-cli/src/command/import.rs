@@ -12,8 +12,10 @@ use repo_core::disk::{self, DiskSource, FormatHint, SourceOptions, Undelivered};
 use repo_core::error::{ErrorKind, ResultExt};
 use repo_core::ops::backup::{self, BackupOptions, BackupReport, BaseChoice, DiskInput};
 use repo_core::ops::open::Session;
+use repo_core::remarks::Remarks;
 use serde::Serialize;
 
+use super::remarks::{parse_note, parse_tag};
 use crate::exit::Exit;
 use crate::failure::{Failure, Result};
 use crate::invocation::Invocation;
@@ -55,6 +57,15 @@ pub(crate) struct Args {
     /// Keep a file with the snapshot, under a name: the VM's settings, for example. May be given several times
     #[arg(long, value_name = "NAME=FILE", value_parser = parse_metadata)]
     metadata: Vec<(String, PathBuf)>,
+    /// Give the snapshot a tag. May be given several times
+    #[arg(long, value_name = "TAG", value_parser = parse_tag)]
+    tag: Vec<String>,
+    /// Write a note on the snapshot
+    #[arg(long, value_name = "TEXT", value_parser = parse_note)]
+    note: Option<String>,
+    /// Protect the snapshot from `cairn forget`
+    #[arg(long)]
+    protect: bool,
 }
 
 const EXAMPLES: &str = "\
@@ -136,6 +147,8 @@ fn options(args: &Args, invocation: &Invocation) -> Result<BackupOptions> {
     options.level = args.level;
     options.vm = args.vm.clone();
     options.metadata = read_metadata(&args.metadata)?;
+    let tags = args.tag.iter().cloned().collect();
+    options.remarks = Remarks { tags, note: args.note.clone(), protected: args.protect };
     Ok(options)
 }
 

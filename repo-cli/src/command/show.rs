@@ -1,6 +1,7 @@
 //! `cairn show`.
 
 use repo_core::ErrorKind;
+use repo_core::remarks::Remarks;
 use repo_core::snapshot::NamedSnapshot;
 use serde::Serialize;
 
@@ -45,12 +46,13 @@ struct MetadataOut {
 
 pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
     let repository = invocation.open_repository()?;
-    let all = invocation.snapshots(&repository)?;
+    let mut all = invocation.snapshots(&repository)?;
+    let annotations = invocation.annotations(&repository, &mut all)?;
     let named = select::snapshot(&all.snapshots, &args.snapshot)?;
     match &args.metadata {
         Some(name) => write_metadata(named, name)?,
         None => {
-            let shown = Shown::from(named);
+            let shown = Shown::new(named, &annotations.remarks(named));
             invocation.print(&shown, || text(&shown, named))?;
         }
     }
@@ -70,11 +72,11 @@ fn write_metadata(named: &NamedSnapshot, name: &str) -> Result<()> {
     output::write(std::io::stdout().lock(), bytes)
 }
 
-impl From<&NamedSnapshot> for Shown {
-    fn from(named: &NamedSnapshot) -> Self {
+impl Shown {
+    fn new(named: &NamedSnapshot, remarks: &Remarks) -> Self {
         let metadata = &named.snapshot.metadata;
         Self {
-            snapshot: SnapshotOut::from(named),
+            snapshot: SnapshotOut::new(named, remarks),
             program: named.snapshot.program.clone(),
             packs: named.snapshot.packs.len(),
             metadata: metadata
@@ -95,6 +97,9 @@ fn text(shown: &Shown, named: &NamedSnapshot) -> String {
         ("new", format!("{} in {} chunks", output::size(snapshot.new_bytes), snapshot.new_chunks)),
         ("stored", output::size(snapshot.stored_bytes)),
         ("packs", format!("{} written or used", shown.packs)),
+        ("tags", if snapshot.tags.is_empty() { "-".to_owned() } else { snapshot.tags.join(", ") }),
+        ("note", snapshot.note.clone().unwrap_or_else(|| "-".to_owned())),
+        ("protected", if snapshot.protected { "yes" } else { "no" }.to_owned()),
     ]));
     for disk in &snapshot.disks {
         text.push_str(&format!("disk {}\n", output::printable(&disk.vdi)));
@@ -123,8 +128,8 @@ mod tests {
     fn the_json_is_that_of_the_list_with_more_fields() {
         let mut named = made([1, 2, 3, 4], 0, &["root"]);
         named.snapshot.metadata.insert("vm.json".to_owned(), b"{}".to_vec());
-        let value = serde_json::to_value(Shown::from(&named)).unwrap();
-        let listed = serde_json::to_value(SnapshotOut::from(&named)).unwrap();
+        let value = serde_json::to_value(Shown::new(&named, &Remarks::default())).unwrap();
+        let listed = serde_json::to_value(SnapshotOut::new(&named, &Remarks::default())).unwrap();
         for (name, field) in listed.as_object().unwrap() {
             assert_eq!(&value[name], field);
         }
