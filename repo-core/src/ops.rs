@@ -8,4 +8,5 @@ pub mod forget;
 pub mod gc;
 pub mod open;
 mod pack_stream;
+pub mod repair;
 pub mod restore;

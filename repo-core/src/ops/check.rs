@@ -3,7 +3,8 @@
 //! Three passes. Objects: every key slot, snapshot record and pack is read as far as asked. Trees: every manifest node is
 //! visited once, every chunk it names is looked up. Only where damage was found, a third pass finds out whom it hits.
 
-mod packs;
+pub mod cursor;
+pub(in crate::ops) mod packs;
 mod trees;
 
 use std::ops::Range;
@@ -17,6 +18,7 @@ use crate::monitor::Monitor;
 use crate::ops::open::Session;
 use crate::snapshot::NamedSnapshot;
 use crate::store::ObjectName;
+use cursor::{Coverage, Share};
 
 /// How much to check.
 #[derive(Debug, Clone, Copy, Default)]
@@ -66,6 +68,8 @@ pub struct CheckReport {
     pub affected: Vec<Affected>,
     /// Objects that could not be read now, which says nothing about their bytes.
     pub unavailable: Vec<String>,
+    /// How far the round has come, when only a share of the content was read.
+    pub coverage: Option<Coverage>,
 }
 
 impl CheckReport {
@@ -92,7 +96,29 @@ impl CheckReport {
 /// `Unauthenticated` when `read_data` is asked for without the keys it takes; `Unavailable` when the store cannot be listed;
 /// `Interrupted`. Damage is no error: it is in the report.
 pub fn check(session: &Session, options: CheckOptions, monitor: &dyn Monitor) -> Result<CheckReport> {
-    if options.read_data {
+    run(session, if options.read_data { Reading::Everything } else { Reading::Directories }, monitor)
+}
+
+/// Checks a repository, and reads the next share of the content: runs one after another read all of it, going round. A
+/// killed run is taken up where it was.
+///
+/// # Errors
+/// As [`check`], as with `read_data`.
+pub fn check_share(session: &Session, share: Share, now_ms: i64, monitor: &dyn Monitor) -> Result<CheckReport> {
+    run(session, Reading::Share(share, now_ms), monitor)
+}
+
+/// Which packs are read as a whole.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Reading {
+    Directories,
+    Everything,
+    /// So much, at this time.
+    Share(Share, i64),
+}
+
+fn run(session: &Session, reading: Reading, monitor: &dyn Monitor) -> Result<CheckReport> {
+    if reading != Reading::Directories {
         session.repository.keys.get(Role::Identity)?;
         session.repository.keys.get(Role::Data)?;
     }
@@ -101,7 +127,7 @@ pub fn check(session: &Session, options: CheckOptions, monitor: &dyn Monitor) ->
     check_slots(session, &mut report, monitor)?;
     check_annotations(session, &mut report, monitor)?;
     let snapshots = check_snapshots(session, &mut report, monitor)?;
-    let bad = packs::check(session, options, &mut report, monitor)?;
+    let bad = packs::check(session, reading, &mut report, monitor)?;
     trees::check(session, &snapshots, &bad, &mut report, monitor)?;
     if !report.affected.is_empty() {
         packs::note_missing(session, &snapshots, &mut report, monitor)?;

@@ -1,16 +1,17 @@
 //! Checking packs: header, trailer and directory of each, every frame when asked to.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use rayon::prelude::*;
 
 use crate::chunk::ChunkHasher;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ChunkId, EntryId, PackId};
-use crate::index::PackNumber;
+use crate::index::{Location, PackNumber};
 use crate::manifest::NodeHasher;
 use crate::monitor::{Monitor, check_cancelled};
-use crate::ops::check::{CheckOptions, CheckReport};
+use crate::ops::check::cursor::Cursor;
+use crate::ops::check::{CheckReport, Reading};
 use crate::ops::open::Session;
 use crate::pack::Content;
 use crate::pack::directory::Entry;
@@ -18,13 +19,18 @@ use crate::pack::reader::PackReader;
 use crate::repository::Repository;
 use crate::snapshot::NamedSnapshot;
 use crate::store::{Listed, ObjectName};
+use crate::units::PAGE_LEN;
 
+/// The file beside the index that remembers how far a round of reading has come.
+const CURSOR: &str = "check-cursor";
 /// Packs checked between two looks at the report.
 const BATCH: usize = 16;
 
 /// What cannot be read back.
 #[derive(Default)]
 pub(super) struct BadParts {
+    /// What data packs say of the lengths of their chunks.
+    lengths: HashMap<PackNumber, ChunkLengths>,
     /// Packs whose directory cannot be read, by their number in the index.
     pub(super) packs: HashSet<PackNumber>,
     /// Frames that do not open or hold what they should.
@@ -35,46 +41,145 @@ impl BadParts {
     pub(super) fn hit(&self, pack: PackNumber, frame: u16) -> bool {
         self.packs.contains(&pack) || self.frames.contains(&(pack, frame))
     }
+
+    /// Whether a data pack has a chunk of so many pages at that place. A pack that was not looked at is believed.
+    pub(super) fn has_chunk(&self, location: Location, pages: u16) -> bool {
+        self.lengths.get(&location.pack).is_none_or(|lengths| lengths.at(location) == Some(pages))
+    }
+}
+
+/// Lengths of the chunks of one pack, in pages: two bytes a chunk. Empty for a meta pack, which has no chunks.
+struct ChunkLengths {
+    /// The number of each frame's first chunk.
+    first: Vec<u32>,
+    pages: Vec<u16>,
+}
+
+impl ChunkLengths {
+    fn of(reader: &PackReader) -> Self {
+        let directory = reader.directory();
+        let mut lengths = Self { first: Vec::new(), pages: Vec::new() };
+        if reader.content() == Content::Meta {
+            return lengths;
+        }
+        for frame in directory.frames() {
+            lengths.first.push(u32::try_from(lengths.pages.len()).unwrap_or(u32::MAX));
+            for entry in directory.entries_of(frame) {
+                let whole = (entry.len as usize).is_multiple_of(PAGE_LEN);
+                // No run has as many pages: what is no length of a chunk fits none.
+                let pages = u16::try_from(entry.len as usize / PAGE_LEN).ok().filter(|_| whole);
+                lengths.pages.push(pages.unwrap_or(u16::MAX));
+            }
+        }
+        lengths
+    }
+
+    fn at(&self, location: Location) -> Option<u16> {
+        let first = *self.first.get(usize::from(location.frame))? as usize;
+        self.pages.get(first + usize::from(location.slot)).copied()
+    }
 }
 
 /// What was found in one pack.
-struct Checked {
+pub(in crate::ops) struct Checked {
     pack: Listed<PackId>,
     /// Damage of the pack as a whole.
-    error: Option<Error>,
+    pub(in crate::ops) error: Option<Error>,
     /// Damage of frames.
-    frames: Vec<(u32, Error)>,
+    pub(in crate::ops) frames: Vec<(u32, Error)>,
+    lengths: Option<ChunkLengths>,
     read_bytes: u64,
 }
 
 pub(super) fn check(
     session: &Session,
-    options: CheckOptions,
+    reading: Reading,
     report: &mut CheckReport,
     monitor: &dyn Monitor,
 ) -> Result<BadParts> {
     let listed = session.repository.store.list_packs()?;
-    let total = listed.iter().map(|pack| pack.len).sum();
-    monitor.begin(if options.read_data { "reading packs" } else { "reading pack directories" }, Some(total));
-    let hashers = Hashers::new(session, options)?;
+    report.packs = listed.len() as u64;
     let mut bad = BadParts::default();
-    for batch in listed.chunks(BATCH) {
-        check_cancelled(monitor)?;
-        let checked: Vec<_> = batch
-            .par_iter()
-            .map(|pack| {
-                let checked = check_pack(session, *pack, hashers.as_ref());
-                monitor.advance(pack.len);
-                checked
-            })
-            .collect();
-        for checked in checked {
-            take(checked?, session, report, &mut bad, monitor);
+    match reading {
+        Reading::Directories => check_all(session, &listed, None, report, &mut bad, monitor)?,
+        Reading::Everything => {
+            let hashers = Hashers::new(session)?;
+            check_all(session, &listed, Some(&hashers), report, &mut bad, monitor)?;
+        }
+        Reading::Share(share, now_ms) => {
+            let folder = session.index.path().parent().unwrap_or(session.index.path());
+            let mut cursor = Cursor::open(folder.join(CURSOR), share, &listed, now_ms);
+            let others: Vec<_> = listed.iter().filter(|pack| !cursor.contains(pack.id)).copied().collect();
+            check_all(session, &others, None, report, &mut bad, monitor)?;
+            check_chosen(session, &listed, &mut cursor, report, &mut bad, monitor)?;
+            report.coverage = Some(cursor.coverage(&listed));
         }
     }
-    monitor.end();
-    report.packs = listed.len() as u64;
     Ok(bad)
+}
+
+/// Checks packs, reading all of them when there are hashers.
+fn check_all(
+    session: &Session,
+    packs: &[Listed<PackId>],
+    hashers: Option<&Hashers>,
+    report: &mut CheckReport,
+    bad: &mut BadParts,
+    monitor: &dyn Monitor,
+) -> Result<()> {
+    let total = packs.iter().map(|pack| pack.len).sum();
+    monitor.begin(if hashers.is_some() { "reading packs" } else { "reading pack directories" }, Some(total));
+    for batch in packs.chunks(BATCH) {
+        check_batch(session, batch, hashers, report, bad, monitor)?;
+    }
+    monitor.end();
+    Ok(())
+}
+
+/// Reads the packs that a cursor chose, and moves it on.
+fn check_chosen(
+    session: &Session,
+    listed: &[Listed<PackId>],
+    cursor: &mut Cursor,
+    report: &mut CheckReport,
+    bad: &mut BadParts,
+    monitor: &dyn Monitor,
+) -> Result<()> {
+    let place = |id: &PackId| listed.binary_search_by_key(id, |pack| pack.id).map(|at| listed[at]);
+    let chosen: Vec<_> = cursor.queue().iter().filter_map(|id| place(id).ok()).collect();
+    let hashers = Hashers::new(session)?;
+    monitor.begin("reading packs", Some(chosen.iter().map(|pack| pack.len).sum()));
+    let mut done = 0;
+    for batch in chosen.chunks(BATCH) {
+        check_batch(session, batch, Some(&hashers), report, bad, monitor)?;
+        done += batch.len();
+        cursor.read_up_to(done)?;
+    }
+    monitor.end();
+    Ok(())
+}
+
+fn check_batch(
+    session: &Session,
+    batch: &[Listed<PackId>],
+    hashers: Option<&Hashers>,
+    report: &mut CheckReport,
+    bad: &mut BadParts,
+    monitor: &dyn Monitor,
+) -> Result<()> {
+    check_cancelled(monitor)?;
+    let checked: Vec<_> = batch
+        .par_iter()
+        .map(|pack| {
+            let checked = check_pack(session, *pack, hashers);
+            monitor.advance(pack.len);
+            checked
+        })
+        .collect();
+    for checked in checked {
+        take(checked?, session, report, bad, monitor);
+    }
+    Ok(())
 }
 
 /// Names the packs that snapshots name and the store does not have. Only asked when something is lost: what a missing
@@ -100,6 +205,7 @@ fn take(checked: Checked, session: &Session, report: &mut CheckReport, bad: &mut
     let object = ObjectName::Pack(checked.pack.id).path();
     let number = session.index.number_of(checked.pack.id);
     report.read_bytes += checked.read_bytes;
+    bad.lengths.extend(number.zip(checked.lengths));
     for (frame, error) in &checked.frames {
         report.note(monitor, object.clone(), Some(*frame), error);
         if let (Some(number), Ok(frame)) = (number, u16::try_from(*frame)) {
@@ -113,22 +219,22 @@ fn take(checked: Checked, session: &Session, report: &mut CheckReport, bad: &mut
     }
 }
 
-struct Hashers {
+/// Names chunks and nodes anew, to compare.
+pub(in crate::ops) struct Hashers {
     chunk: ChunkHasher,
     node: NodeHasher,
 }
 
 impl Hashers {
-    /// `None` when frames are not to be read.
-    fn new(session: &Session, options: CheckOptions) -> Result<Option<Self>> {
-        if !options.read_data {
-            return Ok(None);
-        }
+    /// # Errors
+    /// `Unauthenticated` without the identity and structure keys.
+    pub(in crate::ops) fn new(session: &Session) -> Result<Self> {
         let keys = &session.repository.keys;
-        Ok(Some(Self { chunk: ChunkHasher::new(keys)?, node: NodeHasher::new(keys)? }))
+        Ok(Self { chunk: ChunkHasher::new(keys)?, node: NodeHasher::new(keys)? })
     }
 
-    fn matches(&self, content: Content, entry: &Entry, bytes: &[u8]) -> bool {
+    /// Whether bytes are what the entry is named after.
+    pub(in crate::ops) fn matches(&self, content: Content, entry: &Entry, bytes: &[u8]) -> bool {
         match content {
             Content::Data => self.chunk.id(bytes) == ChunkId(entry.id.0),
             Content::Meta => EntryId::from(self.node.id(bytes)) == entry.id,
@@ -138,11 +244,12 @@ impl Hashers {
 
 fn check_pack(session: &Session, pack: Listed<PackId>, hashers: Option<&Hashers>) -> Result<Checked> {
     let Repository { store, config, keys, .. } = &*session.repository;
-    let mut checked = Checked { pack, error: None, frames: Vec::new(), read_bytes: 0 };
+    let mut checked = Checked { pack, error: None, frames: Vec::new(), lengths: None, read_bytes: 0 };
     match PackReader::open(store, pack.id, pack.len, config, keys) {
         Err(error) => checked.error = Some(error),
         Ok(reader) => {
             checked.error = check_index(session, &reader)?;
+            checked.lengths = Some(ChunkLengths::of(&reader));
             if let Some(hashers) = hashers {
                 read_whole(session, &reader, hashers, &mut checked);
             }
@@ -179,6 +286,14 @@ fn entry_is(reader: &PackReader, frame: usize, slot: u16, id: EntryId) -> bool {
     let directory = reader.directory();
     let frame = directory.frames().get(frame);
     frame.and_then(|frame| directory.entries_of(frame).get(usize::from(slot))).is_some_and(|entry| entry.id == id)
+}
+
+/// Reads all of an open pack of `len` bytes, whatever the index says.
+pub(in crate::ops) fn read_back(session: &Session, reader: &PackReader, len: u64, hashers: &Hashers) -> Checked {
+    let pack = Listed { id: reader.id(), len };
+    let mut checked = Checked { pack, error: None, frames: Vec::new(), lengths: None, read_bytes: 0 };
+    read_whole(session, reader, hashers, &mut checked);
+    checked
 }
 
 /// Reads every byte of a pack once, in order, opening each frame and hashing the whole.
@@ -218,6 +333,7 @@ fn read_whole(session: &Session, reader: &PackReader, hashers: &Hashers, checked
     }
 }
 
+/// Opens a frame and hashes all its entries.
 fn check_frame(reader: &PackReader, position: u32, sealed: Vec<u8>, hashers: &Hashers) -> Result<()> {
     let plain = reader.open_frame(position, sealed)?;
     let mut rest = &plain[..];

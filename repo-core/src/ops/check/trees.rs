@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use crate::chunk::Run;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{EntryId, NodeId};
+use crate::index::Location;
 use crate::manifest::{Node, NodeSource, Tree, span};
 use crate::monitor::{Monitor, check_cancelled};
 use crate::ops::check::packs::BadParts;
@@ -63,10 +65,7 @@ impl Walk<'_> {
         }
         self.nodes += 1;
         let sound = match (self.node(id)?, level) {
-            (Some(Node::Leaf(runs)), 0) => {
-                let ids: Vec<EntryId> = runs.iter().map(|run| run.id.into()).collect();
-                !self.lost(&ids)?.contains(&true)
-            }
+            (Some(Node::Leaf(runs)), 0) => !self.lost_runs(&runs)?.contains(&true),
             (Some(Node::Inner { level: found, children }), 1..) if found == level => {
                 let mut sound = true;
                 for child in children {
@@ -103,6 +102,17 @@ impl Walk<'_> {
         Ok(found.iter().map(|found| found.is_none_or(|found| self.bad.hit(found.pack, found.frame))).collect())
     }
 
+    /// For each run, whether its chunk is lost, or no chunk of its length.
+    fn lost_runs(&mut self, runs: &[Run]) -> Result<Vec<bool>> {
+        self.chunks += runs.len() as u64;
+        let ids: Vec<EntryId> = runs.iter().map(|run| run.id.into()).collect();
+        let found = self.session.index.find(&ids)?;
+        let is_lost = |(run, found): (&Run, &Option<Location>)| {
+            found.is_none_or(|at| self.bad.hit(at.pack, at.frame) || !self.bad.has_chunk(at, run.page_count))
+        };
+        Ok(runs.iter().zip(&found).map(is_lost).collect())
+    }
+
     /// Ranges of the disk that cannot be restored, ascending, in bytes.
     fn lost_ranges(&mut self, tree: &Tree) -> Result<Vec<Range<u64>>> {
         let mut ranges = Vec::new();
@@ -117,8 +127,7 @@ impl Walk<'_> {
         let start = BlockIndex(first_block).offset_bytes();
         match (self.node(id)?, level) {
             (Some(Node::Leaf(runs)), 0) => {
-                let ids: Vec<EntryId> = runs.iter().map(|run| run.id.into()).collect();
-                let lost = self.lost(&ids)?;
+                let lost = self.lost_runs(&runs)?;
                 for (run, _) in runs.iter().zip(lost).filter(|(_, lost)| *lost) {
                     let start = start + run.offset_bytes() as u64;
                     ranges.push(start..start + run.len_bytes() as u64);
