@@ -255,12 +255,20 @@ impl TryFrom<StoredDisk> for Disk {
 /// # Errors
 /// `Unauthenticated` without the structure key; `Io`.
 pub fn commit(repository: &Repository, snapshot: Snapshot) -> Result<NamedSnapshot> {
+    let (id, object) = seal(repository, &snapshot)?;
+    repository.store.put_new(ObjectName::Snapshot(id), &object)?;
+    Ok(NamedSnapshot { id, len: object.len() as u64, snapshot })
+}
+
+/// Seals a record: its name and its bytes, not yet stored.
+///
+/// # Errors
+/// `Unauthenticated` without the structure key; `Invalid` when it is too large or its remarks are.
+pub fn seal(repository: &Repository, snapshot: &Snapshot) -> Result<(SnapshotId, Vec<u8>)> {
     snapshot.remarks.check()?;
     let sealed = KIND.seal(repository, snapshot.encode());
     let (id, object) = sealed.context(|| "snapshot record, with VM metadata and list of packs")?;
-    let id = SnapshotId(id);
-    repository.store.put_new(ObjectName::Snapshot(id), &object)?;
-    Ok(NamedSnapshot { id, len: object.len() as u64, snapshot })
+    Ok((SnapshotId(id), object))
 }
 
 /// Reads one snapshot record.

@@ -8,6 +8,7 @@ mod gc;
 mod images;
 mod index;
 mod lifetime;
+mod life;
 mod model;
 mod oracle;
 mod processes;
