@@ -122,7 +122,7 @@ fn a_damaged_annotation_is_found_and_stops_forgetting_until_it_is_moved_away() {
     assert!(forget(&session.repository, &daily(1), &UTC, &Silent).unwrap_err().is_damage());
     let found = check(&session, CheckOptions::default(), &Silent).unwrap();
     assert!(found.damages.len() == 1 && found.damages[0].object.starts_with("annotations/"), "{found:?}");
-    let (session, report) = repair(session, &found, &Silent).unwrap();
+    let report = repair(&session, &found, &Silent).unwrap();
     assert_eq!(report.quarantined.len(), 1);
     assert!(report.after.is_clean());
     forget(&session.repository, &daily(1), &UTC, &Silent).unwrap();
@@ -221,7 +221,7 @@ fn check_and_repair(fixture: &RepoFixture) -> RepairReport {
     let session = fixture.session();
     let found = check(&session, CheckOptions { read_data: true }, &Silent).unwrap();
     assert!(!found.damages.is_empty());
-    repair(session, &found, &Silent).unwrap().1
+    repair(&session, &found, &Silent).unwrap()
 }
 
 /// For each pack, and damage in its first frame, in the middle and in its directory: what can be saved is, and the same disks
@@ -273,7 +273,7 @@ fn damage_is_quarantined_and_an_import_of_the_same_disk_heals_every_snapshot() {
 fn one_damaged_frame_costs_no_other_and_a_sound_repository_is_not_touched() {
     let (fixture, snapshot, disk) = one_disk();
     let clean = fixture.check_all();
-    let (_, report) = repair(fixture.session(), &clean, &Silent).unwrap();
+    let report = repair(&fixture.session(), &clean, &Silent).unwrap();
     assert!(report.quarantined.is_empty() && report.new_packs == 0 && report.after.is_clean());
     // Reported as damage while it was out of reach, and sound when it is looked at again.
     let path = packs(&fixture).into_iter().max_by_key(|path| std::fs::metadata(path).unwrap().len()).unwrap();
@@ -281,7 +281,7 @@ fn one_damaged_frame_costs_no_other_and_a_sound_repository_is_not_touched() {
     let session = fixture.session();
     let found = check(&session, CheckOptions { read_data: true }, &Silent).unwrap();
     flip(&path, 100);
-    let (session, report) = repair(session, &found, &Silent).unwrap();
+    let report = repair(&session, &found, &Silent).unwrap();
     assert!(report.quarantined.is_empty() && path.exists());
     drop(session);
     flip(&path, 100);

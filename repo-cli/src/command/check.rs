@@ -101,7 +101,7 @@ pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
     let checked = match args.repair && !found.damages.is_empty() {
         false => Checked::from(found),
         true => {
-            let (_, report) = repair(session, &found, monitor).context(|| "cannot repair the repository")?;
+            let report = repair(&session, &found, monitor).context(|| "cannot repair the repository")?;
             Checked::repaired(found, report)
         }
     };

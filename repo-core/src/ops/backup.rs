@@ -31,7 +31,6 @@ use crate::manifest::{NodeHasher, Tree};
 use crate::monitor::{Monitor, check_cancelled};
 use crate::ops::open::Session;
 use crate::ops::pack_stream::{PackStream, StreamOptions};
-use crate::pack::Content;
 use crate::remarks::Remarks;
 use crate::snapshot::{self, Disk, DiskReading, NamedSnapshot, Snapshot, SnapshotStats};
 use crate::store::ObjectName;
@@ -41,11 +40,6 @@ use base::{Parent, damaged};
 use overlay::Overlay;
 use sample::HintCheck;
 use scan::{Scan, ScannedBlock};
-
-/// Plaintext a meta frame is closed at, in bytes: small, since a diff or a restore of a range reads single nodes.
-pub(in crate::ops) const META_FRAME_LEN: usize = 128 * 1024;
-/// zstd level of meta frames: ids do not compress.
-pub(in crate::ops) const META_LEVEL: i32 = 1;
 
 /// How to back up.
 #[derive(Debug, Clone)]
@@ -185,16 +179,12 @@ impl<'a> Running<'a> {
     fn new(session: &'a Session, options: &BackupOptions) -> Result<Self> {
         let config = &session.repository.config;
         let chunker = Chunker::new(config.chunk, &session.repository.keys)?;
-        let stream = |content, frame_len, level| {
-            let pack_len = u64::from(config.pack_len);
-            PackStream::new(session, StreamOptions { content, frame_len, pack_len, level })
-        };
         Ok(Self {
             session,
             chunker: Arc::new(chunker),
             node_hasher: NodeHasher::new(&session.repository.keys)?,
-            data: stream(Content::Data, config.frame_len as usize, options.level),
-            meta: stream(Content::Meta, META_FRAME_LEN.min(config.frame_len as usize), META_LEVEL),
+            data: PackStream::new(session, StreamOptions::data(config, options.level)),
+            meta: PackStream::new(session, StreamOptions::meta(config)),
             used_packs: BTreeSet::new(),
             written_packs: Vec::new(),
             stats: SnapshotStats::default(),

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::content::ContentReader;
+use crate::error::{ErrorKind, Result};
 use crate::index::sync::{SyncStats, sync};
-use crate::error::{Error, ErrorKind, Result};
 use crate::index::{Index, Origin};
 use crate::lease::Lease;
 use crate::monitor::Monitor;
@@ -94,20 +94,6 @@ pub fn rebuild_index(repository: Repository, cache: Option<&Path>, monitor: &dyn
     let (index, _) = open_index(&repository, cache, monitor)?;
     let index = index.clear(repository.config.id)?;
     let stats = sync(&index, &repository, monitor)?;
-    into_session(repository, index, stats)
-}
-
-/// Brings the index of a session up to date that may know packs which are gone.
-///
-/// # Errors
-/// `Internal` when parts of the session are still in use; as [`open_session`].
-pub(in crate::ops) fn refresh(session: Session, monitor: &dyn Monitor) -> Result<Session> {
-    let Session { repository, index, content, .. } = session;
-    drop(content);
-    let in_use = || Error::internal("a session in use cannot be brought up to date");
-    let repository = Arc::into_inner(repository).ok_or_else(in_use)?;
-    let index = Arc::into_inner(index).ok_or_else(in_use)?;
-    let (index, stats) = sync(index, &repository, monitor)?;
     into_session(repository, index, stats)
 }
 

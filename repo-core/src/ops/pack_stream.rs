@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::id::{EntryId, PackId};
 use crate::index::Index;
@@ -25,6 +26,25 @@ pub(in crate::ops) struct StreamOptions {
     pub(in crate::ops) pack_len: u64,
     /// zstd level.
     pub(in crate::ops) level: i32,
+}
+
+/// Plaintext a meta frame is closed at, in bytes: small, since a diff or a restore of a range reads single nodes.
+const META_FRAME_LEN: usize = 128 * 1024;
+/// zstd level of meta frames: ids do not compress.
+const META_LEVEL: i32 = 1;
+
+impl StreamOptions {
+    /// For chunks.
+    pub(in crate::ops) fn data(config: &Config, level: i32) -> Self {
+        let (frame_len, pack_len) = (config.frame_len as usize, u64::from(config.pack_len));
+        Self { content: Content::Data, frame_len, pack_len, level }
+    }
+
+    /// For manifest nodes.
+    pub(in crate::ops) fn meta(config: &Config) -> Self {
+        let frame_len = META_FRAME_LEN.min(config.frame_len as usize);
+        Self { content: Content::Meta, frame_len, pack_len: u64::from(config.pack_len), level: META_LEVEL }
+    }
 }
 
 /// Entries on their way into packs.

@@ -10,10 +10,11 @@ use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::id::{AnnotationId, EntryId, PackId, SnapshotId};
 use crate::index::PackNumber;
 use crate::keys::Role;
+use crate::lease::Lease;
 use crate::monitor::{Monitor, check_cancelled};
 use crate::ops::check::packs::{Hashers, read_back};
 use crate::ops::check::{CheckOptions, CheckReport, check};
-use crate::ops::open::{Session, refresh};
+use crate::ops::open::Session;
 use crate::ops::pack_stream::{PackStream, StoredPack, StreamOptions};
 use crate::pack::Content;
 use crate::pack::reader::PackReader;
@@ -64,26 +65,27 @@ struct Doomed {
 /// # Errors
 /// `Unauthenticated` without all roles; `Io` when the repository cannot be written; `Interrupted`. What was moved until then is
 /// moved, and what was sound in it is copied.
-pub fn repair(session: Session, found: &CheckReport, monitor: &dyn Monitor) -> Result<(Session, RepairReport)> {
+pub fn repair(session: &Session, found: &CheckReport, monitor: &dyn Monitor) -> Result<RepairReport> {
     for role in [Role::Identity, Role::Structure, Role::Data] {
         session.repository.keys.get(role)?;
     }
+    let _lease = Lease::put(session.repository.clone(), "repair")?;
     let mut report = RepairReport::default();
     quarantine_records(&session.repository, found, &mut report)?;
-    let hashers = Hashers::new(&session)?;
+    let hashers = Hashers::new(session)?;
     let mut doomed = Vec::new();
     for id in damaged_packs(found) {
         check_cancelled(monitor)?;
-        doomed.extend(judge(&session, id, &hashers, monitor)?);
+        doomed.extend(judge(session, id, &hashers, monitor)?);
     }
-    copy_sound(&session, &doomed, &hashers, &mut report, monitor)?;
+    copy_sound(session, &doomed, &hashers, &mut report, monitor)?;
     for pack in &doomed {
         quarantine(&session.repository, ObjectName::Pack(pack.id), &mut report)?;
     }
     drop(doomed);
-    let session = refresh(session, monitor)?;
-    report.after = check(&session, CheckOptions { read_data: false }, monitor)?;
-    Ok((session, report))
+    session.catch_up(monitor)?;
+    report.after = check(session, CheckOptions { read_data: false }, monitor)?;
+    Ok(report)
 }
 
 fn damaged_packs(found: &CheckReport) -> BTreeSet<PackId> {

@@ -143,7 +143,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn packs(lens: &[u64]) -> Vec<Listed<PackId>> {
-        (0..).zip(lens).map(|(at, len)| Listed { id: PackId([at; 32]), len: *len }).collect()
+        (0..).zip(lens).map(|(at, len)| Listed { id: PackId([at; 32]), len: *len, stored_ms: 0 }).collect()
     }
 
     proptest! {

@@ -290,7 +290,7 @@ fn entry_is(reader: &PackReader, frame: usize, slot: u16, id: EntryId) -> bool {
 
 /// Reads all of an open pack of `len` bytes, whatever the index says.
 pub(in crate::ops) fn read_back(session: &Session, reader: &PackReader, len: u64, hashers: &Hashers) -> Checked {
-    let pack = Listed { id: reader.id(), len };
+    let pack = Listed { id: reader.id(), len, stored_ms: 0 };
     let mut checked = Checked { pack, error: None, frames: Vec::new(), lengths: None, read_bytes: 0 };
     read_whole(session, reader, hashers, &mut checked);
     checked

@@ -11,7 +11,6 @@ use crate::id::{ChunkId, EntryId, NodeId, PackId};
 use crate::index::{Location, PackState};
 use crate::manifest::NodeHasher;
 use crate::monitor::{Monitor, check_cancelled};
-use crate::ops::backup::{META_FRAME_LEN, META_LEVEL};
 use crate::ops::open::Session;
 use crate::ops::pack_stream::{PackStream, StreamOptions};
 use crate::pack::Content;
@@ -74,11 +73,10 @@ struct Repacker<'a> {
 impl<'a> Repacker<'a> {
     fn new(session: &'a Session, content: Content, level: i32) -> Result<Self> {
         let (config, keys) = (&session.repository.config, &session.repository.keys);
-        let (frame_len, level) = match content {
-            Content::Data => (config.frame_len as usize, level),
-            Content::Meta => (META_FRAME_LEN.min(config.frame_len as usize), META_LEVEL),
+        let options = match content {
+            Content::Data => StreamOptions::data(config, level),
+            Content::Meta => StreamOptions::meta(config),
         };
-        let options = StreamOptions { content, frame_len, pack_len: u64::from(config.pack_len), level };
         let (chunks, nodes) = (ChunkHasher::new(keys)?, NodeHasher::new(keys)?);
         let stream = PackStream::new(session, options);
         Ok(Self { session, chunks, nodes, content, stream, new_packs: 0, new_bytes: 0 })
