@@ -3,6 +3,7 @@
 
 mod crash;
 mod damage;
+mod deltas;
 mod devices;
 mod gc;
 mod images;

@@ -77,8 +77,22 @@ impl RepoFixture {
 
     /// Backs up disks as one snapshot, one second after the last.
     pub fn backup(&mut self, session: &Session, disks: Vec<(&str, Box<dyn DiskSource>)>) -> Result<BackupReport> {
+        self.backup_inputs(session, disks.into_iter().map(|(vdi, source)| DiskInput::new(vdi, source)).collect())
+    }
+
+    /// Backs up one disk over a base.
+    pub fn backup_over(
+        &mut self,
+        session: &Session,
+        vdi: &str,
+        source: Box<dyn DiskSource>,
+        base: BaseChoice,
+    ) -> Result<BackupReport> {
+        self.backup_inputs(session, vec![DiskInput { base: Some(base), ..DiskInput::new(vdi, source) }])
+    }
+
+    fn backup_inputs(&mut self, session: &Session, disks: Vec<DiskInput>) -> Result<BackupReport> {
         self.clock_ms += 1_000;
-        let disks = disks.into_iter().map(|(vdi, source)| DiskInput::new(vdi, source)).collect();
         backup(session, disks, &BackupOptions { level: 1, ..BackupOptions::new(self.clock_ms) }, &Silent)
     }
 

@@ -3,3 +3,4 @@
 pub mod cli;
 pub mod fixture;
 pub mod model;
+pub mod vhd;
