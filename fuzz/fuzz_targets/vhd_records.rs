@@ -7,7 +7,7 @@
 use libfuzzer_sys::fuzz_target;
 use repo_core::disk::vhd::bat::Bat;
 use repo_core::disk::vhd::dynamic_header::{DYNAMIC_HEADER_LEN, DynamicHeader, VHD_BLOCK_LEN_MAX};
-use repo_core::disk::vhd::footer::{FOOTER_LEN, Footer, SHORT_FOOTER_LEN};
+use repo_core::disk::vhd::footer::{DiskType, FOOTER_LEN, Footer, SHORT_FOOTER_LEN};
 use repo_core::disk::vhd::layout::{BAT_ENTRIES_MAX, Layout};
 use repo_core::units::VIRTUAL_SIZE_MAX;
 use repo_fuzz::image::{FOOTER_CHECKSUM, HEADER_CHECKSUM, Vhd, repair};
@@ -62,6 +62,9 @@ fn check_layout(footer: &Footer, header: &DynamicHeader) -> Option<Layout> {
     let layout = Layout::of(footer, header).inspect_err(check_error).ok()?;
     assert!(layout.used_entries <= BAT_ENTRIES_MAX as usize);
     assert!(layout.used_entries as u64 * layout.block_size as u64 >= layout.virtual_size);
+    assert_eq!(layout.differencing, footer.disk_type() == DiskType::Differencing);
+    assert_eq!(layout.ids.map(|ids| ids.own), footer.has_lasting_id().then(|| footer.unique_id()));
+    assert_eq!(layout.ids.and_then(|ids| ids.parent), layout.ids.and(header.parent_unique_id()));
     assert!(layout.table_end >= layout.table_offset + layout.used_entries as u64 * 4);
     Some(layout)
 }
@@ -86,6 +89,7 @@ fn check_table(bytes: &[u8], layout: Option<Layout>) -> bool {
 }
 
 fn seeds() -> Vec<Vec<u8>> {
-    let image = Vhd::dynamic(5000, 512, [8, 2, 5]).bytes;
-    [0, 3, 7].map(|control| [&[control], &image[..1536 + 40]].concat()).into()
+    let images = [Vhd::dynamic(5000, 512, [8, 2, 5]), Vhd::differencing(5000, 512, [8, 2, 5], 0x80)];
+    let with_control = |image: &Vhd| [0, 3, 7].map(|control| [&[control], &image.bytes[..1536 + 40]].concat());
+    images.iter().flat_map(with_control).collect()
 }

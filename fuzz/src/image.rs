@@ -19,8 +19,10 @@ use repo_core::Result;
 use repo_core::disk::vhd::dynamic_header::{DYNAMIC_HEADER_LEN, DynamicHeader};
 use repo_core::disk::vhd::footer::{FOOTER_LEN, Footer};
 use repo_core::disk::vhd::sector_bitmap::bitmap_len;
-use repo_core::disk::{BlockBuf, Delivery, DiskFormat, DiskSource, FormatHint, SourceOptions};
-use repo_core::units::{PAGE_LEN, block_count, is_zero};
+use repo_core::disk::{
+    BlockBuf, Delivery, DiskFormat, DiskSource, FormatHint, SECTORS_PER_BLOCK, SectorMask, SourceOptions, Undelivered,
+};
+use repo_core::units::{PAGE_LEN, SECTOR_LEN, block_count, is_zero};
 use rustix::fs::MemfdFlags;
 
 use crate::has;
@@ -141,7 +143,9 @@ impl<R: Read> Read for Slow<R> {
 pub struct Disk {
     size: u64,
     format: DiskFormat,
-    /// Hashes of the pages that are not all zeros, by their offset.
+    /// Of a delta, the blocks it holds, and which of their sectors when not all.
+    held: BTreeMap<u64, Option<SectorMask>>,
+    /// Hashes of the pages that are not all zeros, by their offset. Sectors that a delta does not hold count as zeros.
     pages: BTreeMap<u64, blake3::Hash>,
 }
 
@@ -151,6 +155,7 @@ pub fn drain(mut source: Box<dyn DiskSource>, len: u64, junk: u8) -> Result<Disk
     let delivery = source.delivery();
     let size_at_start = source.virtual_size();
     let mut delivered = BTreeSet::new();
+    let mut held = BTreeMap::new();
     let mut pages = BTreeMap::new();
     let mut content_end = 0;
     let mut buf = BlockBuf::new();
@@ -165,6 +170,14 @@ pub fn drain(mut source: Box<dyn DiskSource>, len: u64, junk: u8) -> Result<Disk
         assert!(delivered.len() as u64 <= len / 1024 + 1, "more blocks than the image can hold");
         if let Some(size) = size_at_start {
             assert!(index.0 < block_count(size), "block {index} of a disk of {size} bytes");
+        }
+        if source.undelivered() == Undelivered::Base {
+            held.insert(
+                index.0,
+                check_held(&*source, index.len_on_disk_bytes(size_at_start.expect("of a delta")), &mut buf),
+            );
+        } else {
+            assert!(source.held_sectors().is_none(), "a whole disk holds all sectors");
         }
         for (page, offset) in buf.bytes().chunks(PAGE_LEN).zip((index.offset_bytes()..).step_by(PAGE_LEN)) {
             if is_zero(page) {
@@ -181,7 +194,23 @@ pub fn drain(mut source: Box<dyn DiskSource>, len: u64, junk: u8) -> Result<Disk
     assert!(size_at_start.is_none_or(|before| before == size), "the size changed");
     assert!(content_end <= size, "content ends at {content_end}, behind the disk's end at {size}");
     assert!(delivered.last().is_none_or(|last| *last < block_count(size)), "a block is behind the disk's end");
-    Ok(Disk { size, format: source.format(), pages })
+    Ok(Disk { size, format: source.format(), held, pages })
+}
+
+/// Which sectors of the block just delivered a delta holds, of which `len_on_disk` bytes are on the disk; the others are
+/// made zeros.
+fn check_held(source: &dyn DiskSource, len_on_disk: usize, buf: &mut BlockBuf) -> Option<SectorMask> {
+    let mask = source.held_sectors()?.clone();
+    let on_disk = len_on_disk.div_ceil(SECTOR_LEN);
+    assert!((0..on_disk).any(|sector| mask.contains(sector)), "a block of which nothing is held");
+    assert!((0..on_disk).any(|sector| !mask.contains(sector)), "a mask of a block of which all is held");
+    assert!((on_disk..SECTORS_PER_BLOCK).all(|sector| mask.contains(sector)), "the base has nothing past the end");
+    for (sector, bytes) in buf.bytes_mut().chunks_mut(SECTOR_LEN).enumerate() {
+        if !mask.contains(sector) {
+            bytes.fill(0);
+        }
+    }
+    Some(mask)
 }
 
 /// Makes the checksum of the record at the beginning of `bytes` right, if there is a whole one.
@@ -192,7 +221,7 @@ pub fn repair(bytes: &mut [u8], len: usize, checksum_at: usize) {
     record[checksum_at..checksum_at + 4].copy_from_slice(&sum.to_be_bytes());
 }
 
-/// A dynamic VHD for a seed, blocks in stored order: all of it up to the first block, the blocks, the footer. Blocks up
+/// A dynamic or differencing VHD for a seed, blocks in stored order: all of it up to the first block, the blocks, the footer. Blocks up
 /// to 4 KiB are all set and filled; larger ones have no bytes here but [`filling`](Vhd::filling) ones.
 pub struct Vhd {
     /// Footer copy, header, BAT, small blocks, footer.
@@ -206,6 +235,26 @@ pub struct Vhd {
 impl Vhd {
     /// A disk of `size` bytes on which `blocks` are stored.
     pub fn dynamic(size: u64, block_size: usize, blocks: impl IntoIterator<Item = usize>) -> Self {
+        Self::with_bitmaps(size, block_size, blocks, 0xFF)
+    }
+
+    /// The same over a parent, as tapdisk writes it; `bitmap` is each byte of the sector bitmaps of small blocks.
+    pub fn differencing(size: u64, block_size: usize, blocks: impl IntoIterator<Item = usize>, bitmap: u8) -> Self {
+        let mut vhd = Self::with_bitmaps(size, block_size, blocks, bitmap);
+        let end = vhd.bytes.len() - FOOTER_LEN;
+        for at in [0, end] {
+            let footer = &mut vhd.bytes[at..at + FOOTER_LEN];
+            footer[28..32].copy_from_slice(b"tap\0");
+            footer[60..64].copy_from_slice(&4_u32.to_be_bytes());
+            repair(footer, FOOTER_LEN, FOOTER_CHECKSUM);
+        }
+        let header = &mut vhd.bytes[FOOTER_LEN..FOOTER_LEN + DYNAMIC_HEADER_LEN];
+        header[40..56].fill(9);
+        repair(header, DYNAMIC_HEADER_LEN, HEADER_CHECKSUM);
+        vhd
+    }
+
+    fn with_bitmaps(size: u64, block_size: usize, blocks: impl IntoIterator<Item = usize>, bitmap: u8) -> Self {
         let footer = Footer::new_dynamic(size, [7; 16], 1, FOOTER_LEN as u64);
         let entries = usize::try_from(size).expect("seeds are small").div_ceil(block_size);
         let mut header = DynamicHeader::new(1536, small_u32(entries)).encode().to_vec();
@@ -220,7 +269,7 @@ impl Vhd {
             table[index] = small_u32((table_end + body_len) / 512);
             body_len += stored_len;
             if block_size <= 4096 {
-                body.resize(body.len() + bitmap_len(block_size), 0xFF);
+                body.resize(body.len() + bitmap_len(block_size), bitmap);
                 body.resize(body_len, u8::try_from(index % 255).expect("below 255") + 1);
             }
         }
@@ -239,7 +288,7 @@ impl Vhd {
     }
 }
 
-/// Seeds for both readers of images: raw, fixed, dynamic with blocks of several sizes, and an HTTP error.
+/// Seeds for both readers of images: raw, fixed, dynamic and differencing with blocks of several sizes, and an HTTP error.
 pub fn seeds() -> Vec<Vec<u8>> {
     let small = Vhd::dynamic(5000, 512, [8, 2, 5]);
     let pages = Vhd::dynamic(3 << 20, 4096, [600, 1]);
@@ -248,6 +297,16 @@ pub fn seeds() -> Vec<Vec<u8>> {
     // More blocks of 2 MiB begun before the first is complete than are held in memory.
     let scattered =
         Vhd::dynamic(40 << 20, 64 << 10, (0..2).flat_map(|part| (0..18).map(move |block| block * 32 + part)));
+    let delta_sectors = Vhd::differencing(5000, 512, [8, 2, 5], 0x80);
+    let delta_pages = Vhd::differencing(3 << 20, 4096, [600, 1, 602], 0b1010_0110);
+    let delta_whole = Vhd::differencing((5 << 20) + 512, 2 << 20, [2, 0], 0xFF);
+    let delta_large = Vhd::differencing(13 << 20, 4 << 20, [3, 1], 0xFF);
+    let delta_scattered = Vhd::differencing(
+        40 << 20,
+        64 << 10,
+        (0..2).flat_map(|part| (0..18).map(move |block| block * 32 + part)),
+        0xFF,
+    );
     let mut fixed = vec![9; 1024];
     let mut footer = Footer::new_dynamic(1024, [7; 16], 1, u64::MAX).encode().to_vec();
     footer[60..64].copy_from_slice(&2_u32.to_be_bytes());
@@ -261,6 +320,13 @@ pub fn seeds() -> Vec<Vec<u8>> {
         whole.input(0),
         large.input(0),
         scattered.input(0),
+        delta_sectors.input(SLOWLY_TOO),
+        delta_pages.input(SLOWLY_TOO),
+        delta_whole.input(0),
+        delta_large.input(0),
+        delta_scattered.input(0),
+        // Of zeros, bitmaps too: nothing is set.
+        input(REPAIR, delta_whole.filling_at, delta_whole.filling, &delta_whole.bytes),
         input(1 | REPAIR | SLOWLY_TOO, 0, 0, &fixed),
         input(0, 0, 0, &fixed[..1535]),
         input(HINT_RAW | SLOWLY_TOO, 700, 33, &[5; 1000]),
