@@ -3,6 +3,7 @@
 
 mod crash;
 mod damage;
+mod delta_imports;
 mod deltas;
 mod devices;
 mod gc;

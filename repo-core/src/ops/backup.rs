@@ -11,6 +11,7 @@
 //! then the snapshot record.
 
 mod base;
+mod compare;
 mod overlay;
 mod sample;
 mod scan;
@@ -19,14 +20,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::chunk::{Chunker, Run};
-use crate::content::ContentReader;
 use crate::disk::{Delivery, DiskSource, PresentBlocks, Undelivered};
 use crate::error::{Error, Result, ResultExt};
 use crate::id::{EntryId, NodeId, PackId};
 use crate::index::PackNumber;
 use crate::lease::Lease;
 use crate::manifest::builder::TreeBuilder;
-use crate::manifest::walk::{LeafCursor, leaf_runs};
 use crate::manifest::{NodeHasher, Tree};
 use crate::monitor::{Monitor, check_cancelled};
 use crate::ops::open::Session;
@@ -34,9 +33,10 @@ use crate::ops::pack_stream::{PackStream, StreamOptions};
 use crate::remarks::Remarks;
 use crate::snapshot::{self, Disk, DiskReading, NamedSnapshot, Snapshot, SnapshotStats};
 use crate::store::ObjectName;
-use crate::units::{BLOCK_LEN, BlockIndex, PAGE_LEN};
+use crate::units::{BLOCK_LEN, PAGE_LEN};
 pub use base::BaseChoice;
-use base::{Parent, damaged};
+use base::Parent;
+use compare::Comparison;
 use overlay::Overlay;
 use sample::HintCheck;
 use scan::{Scan, ScannedBlock};
@@ -152,14 +152,6 @@ fn check_inputs(disks: &[DiskInput]) -> Result<()> {
     Ok(())
 }
 
-/// A parent's leaves, being compared with.
-struct Comparison<'a> {
-    cursor: LeafCursor<'a>,
-    complete: bool,
-    /// Whether the backup ends when the leaves cannot be read: the disk is to be laid over them.
-    needed: bool,
-}
-
 /// A backup under way.
 struct Running<'a> {
     session: &'a Session,
@@ -207,13 +199,8 @@ impl<'a> Running<'a> {
         };
         let mut delivered =
             source.virtual_size().filter(|_| base.is_some() && source.is_hinted()).map(PresentBlocks::new);
-        let mut comparison = parent.as_ref().map(|Parent { disk, complete, .. }| Comparison {
-            cursor: LeafCursor::new(disk.tree, &*content),
-            complete: *complete,
-            needed: base.is_some(),
-        });
-        let mut allocated =
-            Allocation { kept_bytes: base.map_or(0, |base| base.disk.allocated_bytes), replaced_bytes: 0 };
+        let complete = parent.as_ref().is_some_and(|parent| parent.complete);
+        let mut comparison = Comparison::new(parent.as_ref(), base.is_some(), &content);
         let mut reading = DiskReading { delta: base.is_some(), ..DiskReading::default() };
         let mut scan = Scan::start(source, overlay, self.chunker.clone(), self.node_hasher.clone());
         while let Some(scanned) = scan.next()? {
@@ -221,19 +208,15 @@ impl<'a> Running<'a> {
             if delivery == Delivery::Ascending {
                 builder.close_before(scanned.block, &mut |id, bytes| self.node(id, bytes))?;
             }
-            let before = leaf_before(scanned.block, &mut comparison, monitor)?;
-            let unchanged = before == Some(scanned.leaf_id);
-            self.block(&scanned, unchanged, comparison.as_ref())?;
+            let ScannedBlock { block, leaf_id, runs, .. } = &scanned;
+            let unchanged = comparison.is_unchanged(*block, *leaf_id, runs, monitor)?;
+            self.block(&scanned, unchanged, complete)?;
             reading.read_bytes += BLOCK_LEN as u64;
             reading.changed_bytes += if unchanged { 0 } else { BLOCK_LEN as u64 };
             // What a delta leaves as it was is the base's already; its zeros are content and overwrite.
-            let laid_over = base.is_some() && !unchanged;
-            if laid_over {
-                allocated.replaced_bytes += content_bytes(&content, before)?;
-            }
-            if laid_over || base.is_none() && !scanned.leaf_id.is_none() {
-                allocated.kept_bytes += run_bytes(&scanned.runs);
-                builder.set(scanned.block, scanned.leaf_id);
+            let sets_leaf = if base.is_some() { !unchanged } else { !leaf_id.is_none() };
+            if sets_leaf {
+                builder.set(*block, *leaf_id);
             }
             if let Some(delivered) = &mut delivered {
                 delivered.insert(scanned.block);
@@ -251,7 +234,7 @@ impl<'a> Running<'a> {
             vdi,
             tree: Tree { root, virtual_size },
             source_format: source.format().name().to_owned(),
-            allocated_bytes: allocated.kept_bytes.saturating_sub(allocated.replaced_bytes),
+            allocated_bytes: comparison.allocated_bytes(),
             reading,
             source_id: source.ids().map(|ids| ids.own),
             parent: parent.map(|parent| parent.id),
@@ -271,14 +254,14 @@ impl<'a> Running<'a> {
         check.run(source, delivered, monitor)
     }
 
-    /// Stores what is new of one block.
-    fn block(&mut self, scanned: &ScannedBlock, unchanged: bool, comparison: Option<&Comparison<'_>>) -> Result<()> {
+    /// Stores what is new of one block. One that is equal to that of a complete parent is stored already.
+    fn block(&mut self, scanned: &ScannedBlock, unchanged: bool, complete: bool) -> Result<()> {
         if scanned.leaf_id.is_none() {
             return Ok(());
         }
         self.blocks += 1;
         self.unchanged_blocks += u64::from(unchanged);
-        if unchanged && comparison.is_some_and(|comparison| comparison.complete) {
+        if unchanged && complete {
             return Ok(());
         }
         let mut ids: Vec<EntryId> = scanned.runs.iter().map(|run| run.id.into()).collect();
@@ -385,44 +368,5 @@ impl<'a> Running<'a> {
             }
         }
         Ok(packs.into_iter().collect())
-    }
-}
-
-/// Non-zero pages of a disk, counted.
-struct Allocation {
-    /// Those of the base, and of the blocks that were read.
-    kept_bytes: u64,
-    /// Those of the base in blocks that were laid over.
-    replaced_bytes: u64,
-}
-
-fn run_bytes(runs: &[Run]) -> u64 {
-    runs.iter().map(|run| run.len_bytes() as u64).sum()
-}
-
-/// The non-zero pages of a block of the base, in bytes.
-fn content_bytes(content: &ContentReader, leaf: Option<NodeId>) -> Result<u64> {
-    match leaf {
-        Some(leaf) if !leaf.is_none() => Ok(run_bytes(&leaf_runs(content, leaf).map_err(damaged)?)),
-        _ => Ok(0),
-    }
-}
-
-/// The leaf that a block has in the snapshot it is compared with; `None` when it is compared with none. Of a snapshot that
-/// is not needed for more, one that cannot be read only costs the short cut.
-fn leaf_before(
-    block: BlockIndex,
-    comparison: &mut Option<Comparison<'_>>,
-    monitor: &dyn Monitor,
-) -> Result<Option<NodeId>> {
-    let Some(Comparison { cursor, needed, .. }) = comparison else { return Ok(None) };
-    match cursor.leaf(block) {
-        Ok(leaf) => Ok(Some(leaf)),
-        Err(error) if *needed => Err(damaged(error)),
-        Err(error) => {
-            monitor.damage(&error.context("the earlier snapshot's manifest cannot be read: comparing without it"));
-            *comparison = None;
-            Ok(None)
-        }
     }
 }
