@@ -5,8 +5,11 @@
 
 mod forward;
 mod http_head;
+pub mod image;
+pub mod qcow2;
 pub mod raw;
 pub mod vhd;
+pub mod vhdx;
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! error, units, id, entropy, monitor, direct
-//! disk        blocks of a virtual disk in, blocks out: VHD, raw
+//! disk        blocks of a virtual disk in, blocks out: VHD, VHDX, qcow2, raw
 //! seal, keys  authenticated sealing, the key hierarchy and its roles
 //! chunk       a block cut into chunks and named
 //! frame       chunks compressed together
