@@ -3,6 +3,7 @@
 # Outside the checkout, so that RocksDB is built once for all checkouts.
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/cairn/target
 export CAIRN_VENV ?= $(HOME)/.cache/cairn/venv
+export CAIRN_NODE ?= $(HOME)/.cache/cairn/node
 # ccache makes a second cold build of RocksDB a matter of a minute.
 export CC ?= ccache gcc
 export CXX ?= ccache g++

@@ -57,3 +57,21 @@ fn a_block_device_is_imported_and_restored_over_whatever_it_held() {
     let (code, text) = fails(&mut command);
     assert!(code == 1 && text.contains("20971520") && text.contains("19922944"), "{text}");
 }
+
+#[test]
+fn a_block_device_takes_raw_disks_alone() {
+    let fixture = RepoFixture::small(Suite::Aes256Gcm);
+    let image = fixture.folder.path().join("image.raw");
+    ModelDisk::scattered(4 << 20, 5, 1).write_raw(&image);
+    json(cairn(&fixture.path()).arg("import").arg(&image).args(["--vdi", "disk"]));
+    let junk = fixture.folder.path().join("junk");
+    std::fs::write(&junk, vec![0xa5; 8 << 20]).unwrap();
+    let target = Loop::over(&junk);
+    for format in ["vhd", "qcow2", "vhdx"] {
+        let mut command = cairn(&fixture.path());
+        command.args(["restore", "disk", "--format", format, "--force", "-o"]).arg(&target.0);
+        let (code, text) = fails(&mut command);
+        assert!(code == 1 && text.contains(&format!("not a {format}: give --format raw")), "{text}");
+    }
+    assert!(std::fs::read(&junk).unwrap().iter().all(|byte| *byte == 0xa5), "the device was written to");
+}

@@ -7,6 +7,7 @@ mod delta_imports;
 mod deltas;
 mod devices;
 mod gc;
+mod formats;
 mod images;
 mod index;
 mod life;

@@ -6,15 +6,21 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::ValueEnum;
+use repo_core::disk::image::file_sink::ImageFileSink;
+use repo_core::disk::image::stream_sink::ImageStreamSink;
+use repo_core::disk::qcow2::layout::Qcow2Layout;
 use repo_core::disk::raw::file_sink::RawFileSink;
 use repo_core::disk::raw::stream_sink::RawStreamSink;
 use repo_core::disk::vhd::file_sink::VhdFileSink;
 use repo_core::disk::vhd::plan::VhdParams;
 use repo_core::disk::vhd::stream_sink::VhdStreamSink;
+use repo_core::disk::vhdx::layout::{VhdxLayout, VhdxParams};
 use repo_core::entropy::Entropy;
 use repo_core::error::{Error, ErrorKind};
+use repo_core::monitor::Monitor;
 use repo_core::ops::open::Session;
 use repo_core::ops::restore::{self, RestoreOptions, RestorePlan, RestoreReport, Target};
+use repo_core::units::SECTOR_LEN;
 use serde::Serialize;
 
 use crate::exit::Exit;
@@ -41,7 +47,7 @@ pub(crate) struct Args {
     /// Which disk, when the snapshot has several
     #[arg(long, value_name = "ID")]
     vdi: Option<String>,
-    /// What to write: a dynamic VHD, or the bytes of the disk
+    /// What to write: a dynamic VHD, a qcow2, a dynamic VHDX, or the bytes of the disk
     #[arg(long, value_enum)]
     format: Format,
     /// A file, - for stdout, or a block device (raw only)
@@ -59,6 +65,7 @@ const EXAMPLES: &str = "\
 Examples:
   cairn restore $VDI --format vhd -o disk.vhd
   cairn restore $VDI --at \"2026-11-20 03:00\" --format raw -o disk.raw
+  cairn restore $VDI --format qcow2 -o - | xe vdi-import uuid=$NEW format=qcow2 filename=/dev/stdin
   cairn restore $VDI --at yesterday --format vhd -o - | xe vdi-import uuid=$NEW format=vhd filename=/dev/stdin
   cairn restore 9f3c0a --vdi web-01-data --format raw -o /dev/vg0/restored --force";
 
@@ -67,8 +74,24 @@ Examples:
 enum Format {
     /// A dynamic VHD
     Vhd,
+    /// A qcow2, as QEMU and newer versions of XCP-ng use it
+    Qcow2,
+    /// A dynamic VHDX, as Hyper-V uses it
+    Vhdx,
     /// The bytes of the disk
     Raw,
+}
+
+impl Format {
+    /// The name used in JSON and messages.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Vhd => "vhd",
+            Self::Qcow2 => "qcow2",
+            Self::Vhdx => "vhdx",
+            Self::Raw => "raw",
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -115,6 +138,7 @@ fn write(args: &Args, session: &Session, chosen: Chosen<'_>, invocation: &Invoca
     // Opened before the plan is made: what is wrong with it is said at once.
     let output = Output::open(&args.output, args.force).map_err(|failure| failure.context(cannot()))?;
     let plan = RestorePlan::new(session, chosen.disk.tree, options, &invocation.terminal).map_err(fail)?;
+    warn_of_whole_sectors(args.format, chosen, invocation);
     let make = Make { format: args.format, plan: &plan, params: params(chosen, invocation)? };
     let (target, pending) = match output {
         Output::Stream(file) => (make.stream(file).map_err(fail)?, None),
@@ -126,6 +150,17 @@ fn write(args: &Args, session: &Session, chosen: Chosen<'_>, invocation: &Invoca
         pending.publish().map_err(|failure| failure.context(cannot()))?;
     }
     Ok(report)
+}
+
+/// Every format but raw has whole sectors: says so where that changes the size of the disk.
+fn warn_of_whole_sectors(format: Format, chosen: Chosen<'_>, invocation: &Invocation) {
+    let size = chosen.disk.tree.virtual_size;
+    let whole = size.next_multiple_of(SECTOR_LEN as u64);
+    if format != Format::Raw && whole != size {
+        let text =
+            format!("a {} has whole sectors of 512 bytes: its disk has {whole} bytes, not {size}", format.name());
+        invocation.terminal.warn(&text);
+    }
 }
 
 /// Makes the writer that goes with a format and an output.
@@ -141,14 +176,17 @@ impl Make<'_> {
         Ok(Target::Stream(match self.format {
             Format::Raw => Box::new(RawStreamSink::create(writer, self.params.virtual_size)?),
             Format::Vhd => Box::new(VhdStreamSink::create(writer, &self.params, self.plan.present())?),
+            Format::Qcow2 => Box::new(ImageStreamSink::create(writer, self.qcow2()?)?),
+            Format::Vhdx => Box::new(ImageStreamSink::create(writer, self.vhdx()?)?),
         }))
     }
 
     fn device(&self, file: std::fs::File) -> repo_core::Result<Target> {
         match self.format {
             Format::Raw => self.file(file),
-            Format::Vhd => {
-                Err(Error::new(ErrorKind::Unsupported, "a block device takes a raw disk, not a VHD: give --format raw"))
+            other => {
+                let text = format!("a block device takes a raw disk, not a {}: give --format raw", other.name());
+                Err(Error::new(ErrorKind::Unsupported, text))
             }
         }
     }
@@ -157,7 +195,24 @@ impl Make<'_> {
         Ok(Target::File(match self.format {
             Format::Raw => Box::new(RawFileSink::create(file, self.params.virtual_size)?),
             Format::Vhd => Box::new(VhdFileSink::create(file, &self.params, self.plan.present())?),
+            Format::Qcow2 => Box::new(ImageFileSink::create(file, self.qcow2()?)?),
+            Format::Vhdx => Box::new(ImageFileSink::create(file, self.vhdx()?)?),
         }))
+    }
+
+    fn qcow2(&self) -> repo_core::Result<Qcow2Layout> {
+        Qcow2Layout::new(self.params.virtual_size, self.plan.present())
+    }
+
+    fn vhdx(&self) -> repo_core::Result<VhdxLayout> {
+        let entropy = Entropy::system();
+        let params = VhdxParams {
+            virtual_size: self.params.virtual_size,
+            disk_id: entropy.bytes()?,
+            file_write_guid: entropy.bytes()?,
+            data_write_guid: entropy.bytes()?,
+        };
+        VhdxLayout::new(&params, self.plan.present())
     }
 }
 
@@ -180,10 +235,7 @@ impl Restored {
             vm: snapshot.vm.clone(),
             vdi: chosen.disk.vdi.clone(),
             virtual_size: chosen.disk.tree.virtual_size,
-            format: match args.format {
-                Format::Vhd => "vhd",
-                Format::Raw => "raw",
-            },
+            format: args.format.name(),
             output: args.output.display().to_string(),
             written_bytes: report.written_bytes,
             holes: report.holes.iter().map(|Range { start, end }| [*start, *end]).collect(),
