@@ -55,7 +55,10 @@ impl Restores {
     fn reads(&self, reader: impl FnOnce(&Path)) {
         let target = self.path("read.raw");
         reader(&target);
-        run(Command::new("cmp").arg(&target).arg(&self.raw));
+        let size = |path: &Path| std::fs::metadata(path).unwrap().len();
+        assert_eq!(size(&target), size(&self.raw));
+        // Unlike cmp, it knows holes.
+        run(Command::new("qemu-img").args(["compare", "-f", "raw", "-F", "raw"]).arg(&target).arg(&self.raw));
         std::fs::remove_file(&target).unwrap();
     }
 
@@ -130,7 +133,7 @@ fn a_sparse_disk_of_many_tables_stays_sparse() {
         let metadata = std::fs::metadata(&file).unwrap();
         assert_eq!(metadata.len(), std::fs::metadata(&piped).unwrap().len());
         // Seven pages, and tables; the stream has every byte of seven blocks.
-        assert!(metadata.len() > 14 << 20 && metadata.blocks() * 512 < 3 << 20, "{format}: {}", metadata.blocks());
+        assert!(metadata.len() > 14 << 20 && metadata.blocks() * 512 < 2 << 20, "{format}: {}", metadata.blocks());
         std::fs::remove_file(&piped).unwrap();
     }
     restores.judge_stream_by_xen_orchestra();

@@ -34,12 +34,20 @@ impl<L: ImageLayout> ImageFileSink<L> {
         let sink = Self { file: DirectFile::new(file), layout };
         let mut offset = 0;
         for (at, piece) in sink.layout.head().enumerate() {
-            if at > 0 && !is_zero(&piece) {
-                sink.write(&piece, offset)?;
+            if at > 0 {
+                sink.write_sparsely(&piece, offset)?;
             }
             offset += piece.len() as u64;
         }
         Ok(sink)
+    }
+
+    /// Writes from the end to the beginning, and leaves out what is zeros.
+    fn write_sparsely(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        for (at, step) in bytes.chunks(SPARSE_STEP).enumerate().rev().filter(|(_, step)| !is_zero(step)) {
+            self.write(step, offset + (at * SPARSE_STEP) as u64)?;
+        }
+        Ok(())
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
@@ -75,7 +83,10 @@ impl<L: ImageLayout> DiskSink for ImageFileSink<L> {
         let sync = || self.file.file().sync_all().context(|| format!("cannot make the {} durable", self.layout.name()));
         sync()?;
         let first = self.layout.head().next().ok_or_else(|| Error::internal("an image without a head"))?;
-        self.write(&first, 0)?;
+        self.write_sparsely(&first, 0)?;
         sync()
     }
 }
+
+/// Zeros of a head are left out in steps of this many bytes.
+const SPARSE_STEP: usize = 64 * 1024;
