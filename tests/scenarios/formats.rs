@@ -79,7 +79,8 @@ impl Restores {
     /// Pipes a restore into Xen Orchestra's reader of streams.
     fn judge_stream_by_xen_orchestra(&self) {
         self.reads(|target| {
-            let mut restore = self.restore("qcow2", Path::new("-")).stdout(Stdio::piped()).spawn().unwrap();
+            let mut restore =
+                self.restore("qcow2", Path::new("-")).arg("--quiet").stdout(Stdio::piped()).spawn().unwrap();
             let script = concat!(env!("CARGO_MANIFEST_DIR"), "/oracle/qcow2_stream.mjs");
             let mut reader = Command::new("node");
             reader.arg(script).arg(installed("CAIRN_NODE", "node")).arg(target);

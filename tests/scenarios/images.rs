@@ -52,7 +52,7 @@ impl Images {
         run(self.cairn().args(["restore", what, "--format", format, "--force", "-o"]).arg(&file));
         let output = std::fs::File::create(&piped).unwrap();
         run(self.cairn().args(["restore", what, "--format", format, "-o", "-"]).stdout(output));
-        let qemu_format = if format == "vhd" { "vpc" } else { "raw" };
+        let qemu_format = if format == "vhd" { "vpc" } else { format };
         for restored in [&file, &piped] {
             run(Command::new("qemu-img").args(["compare", "-f", qemu_format, "-F", "raw"]).arg(restored).arg(raw));
         }
@@ -95,6 +95,8 @@ fn round_trip(suite: Suite, make: fn(&Path, &Path)) {
         images.restores(vdi, "raw", &raw);
         images.restores(vdi, "vhd", &raw);
     }
+    images.restores("disk", "qcow2", &raw);
+    images.restores("disk", "vhdx", &raw);
     let report = json(images.cairn().args(["check", "--read-data"]));
     assert_eq!(report["clean"], true);
 }
