@@ -4,6 +4,7 @@ mod check;
 mod completions;
 mod forget;
 mod gc;
+mod diff;
 mod import;
 mod init;
 mod key;
@@ -32,6 +33,7 @@ pub(crate) enum Command {
     Note(remarks::NoteArgs),
     Protect(remarks::ProtectArgs),
     Forget(forget::Args),
+    Diff(diff::Args),
     Check(check::Args),
     Gc(gc::Args),
     RebuildIndex(rebuild_index::Args),
@@ -65,6 +67,7 @@ fn dispatch(command: Command, invocation: &Invocation) -> Result<Exit> {
         Command::Note(args) => remarks::note(args, invocation),
         Command::Protect(args) => remarks::protect(&args, invocation),
         Command::Forget(args) => forget::run(args, invocation),
+        Command::Diff(args) => diff::run(&args, invocation),
         Command::Check(args) => check::run(&args, invocation),
         Command::Gc(args) => gc::run(&args, invocation),
         Command::RebuildIndex(args) => rebuild_index::run(&args, invocation),

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use jiff::Zoned;
 use repo_core::ErrorKind;
 use repo_core::snapshot::{Disk, NamedSnapshot};
 
 use crate::failure::{Failure, Result};
-use crate::output;
+use crate::{output, when};
 
 /// Digits the beginning of an id has at least.
 const PREFIX_LEN_MIN: usize = 4;
@@ -51,19 +52,13 @@ pub(crate) fn disk<'a>(
     vdi: Option<&str>,
     at_ms: Option<i64>,
 ) -> Result<Chosen<'a>> {
-    if snapshots.iter().any(|named| named.snapshot.disk(name).is_some()) {
+    if is_vdi(snapshots, name) {
         if vdi.is_some_and(|vdi| vdi != name) {
             return Err(Failure::usage(format!("{name} is a VDI, and --vdi names another")));
         }
         return newest_of_vdi(snapshots, name, at_ms);
     }
-    let named = snapshot(snapshots, name).map_err(|failure| {
-        if snapshots.is_empty() || failure.exit() == crate::exit::Exit::Usage {
-            return failure;
-        }
-        Failure::new(ErrorKind::NotFound, format!("no VDI and no snapshot is named {name:?}"))
-            .hint(format!("there are the VDIs {}; `cairn snapshots` lists the snapshots", vdis_of(snapshots)))
-    })?;
+    let named = snapshot(snapshots, name).map_err(|failure| no_such(snapshots, name, failure))?;
     if at_ms.is_some() {
         return Err(Failure::usage("--at goes with a VDI, not with a snapshot"));
     }
@@ -108,6 +103,94 @@ pub(crate) fn bases(snapshots: &[NamedSnapshot], vdi: &str) -> String {
         "give --base with the snapshot the delta was made against; there are, newest first: {}{more}",
         listed.join(", ")
     )
+}
+
+/// What a name means where a whole snapshot is as good as one disk.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Point<'a> {
+    /// The snapshot.
+    pub(crate) snapshot: &'a NamedSnapshot,
+    /// The disk, when the name was that of a VDI.
+    pub(crate) disk: Option<&'a Disk>,
+}
+
+/// What `name` means: a VDI, of which the newest snapshot is taken; `VDI@WHEN`, the newest not later than that; or a
+/// snapshot.
+///
+/// # Errors
+/// `NotFound`; wrong usage for a time that is not understood.
+pub(crate) fn point<'a>(snapshots: &'a [NamedSnapshot], name: &str, now: &Zoned) -> Result<Point<'a>> {
+    let newest = |vdi: &str, at_ms| {
+        let Chosen { snapshot, disk } = newest_of_vdi(snapshots, vdi, at_ms)?;
+        Ok(Point { snapshot, disk: Some(disk) })
+    };
+    if is_vdi(snapshots, name) {
+        return newest(name, None);
+    }
+    // A VDI's own name may have an @.
+    let with_time = name.match_indices('@').map(|(at, _)| (&name[..at], &name[at + 1..]));
+    if let Some((vdi, time)) = with_time.into_iter().find(|(vdi, _)| is_vdi(snapshots, vdi)) {
+        return newest(vdi, Some(when::latest("the time in", time, now)?));
+    }
+    let named = snapshot(snapshots, name).map_err(|failure| no_such(snapshots, name, failure))?;
+    Ok(Point { snapshot: named, disk: None })
+}
+
+impl<'a> Point<'a> {
+    /// The one disk that is meant: the one named, the one that `vdi` names, or the only one.
+    ///
+    /// # Errors
+    /// `NotFound`; wrong usage when there are several, or the two contradict each other.
+    pub(crate) fn chosen(self, vdi: Option<&str>) -> Result<Chosen<'a>> {
+        let Self { snapshot, disk } = self;
+        match (disk, vdi) {
+            (Some(disk), Some(vdi)) if disk.vdi != vdi => {
+                Err(Failure::usage(format!("{} is a VDI, and --vdi names another", disk.vdi)))
+            }
+            (Some(disk), _) => Ok(Chosen { snapshot, disk }),
+            (None, vdi) => disk_of(snapshot, vdi),
+        }
+    }
+}
+
+/// The older or newer state that a delta of `chosen` is made from: a point in time of the same VDI, or what
+/// [`point`] takes.
+///
+/// # Errors
+/// As [`point`].
+pub(crate) fn delta_base<'a>(
+    snapshots: &'a [NamedSnapshot],
+    name: &str,
+    chosen: Chosen<'_>,
+    now: &Zoned,
+) -> Result<Chosen<'a>> {
+    let vdi = &chosen.disk.vdi;
+    match point(snapshots, name, now) {
+        // Of a snapshot of several disks, the same one is meant.
+        Ok(Point { snapshot, disk: None }) => match snapshot.snapshot.disk(vdi) {
+            Some(disk) => Ok(Chosen { snapshot, disk }),
+            None => disk_of(snapshot, None),
+        },
+        Ok(point) => point.chosen(None),
+        Err(failure) if failure.exit() == crate::exit::Exit::Usage => Err(failure),
+        Err(failure) => match when::latest("--delta-from", name, now) {
+            Ok(at_ms) => newest_of_vdi(snapshots, vdi, Some(at_ms)),
+            Err(_) => Err(failure.hint("--delta-from takes a point in time, a snapshot, or VDI@WHEN")),
+        },
+    }
+}
+
+fn is_vdi(snapshots: &[NamedSnapshot], name: &str) -> bool {
+    snapshots.iter().any(|named| named.snapshot.disk(name).is_some())
+}
+
+/// A failed look-up of a snapshot, where a VDI would have done too.
+fn no_such(snapshots: &[NamedSnapshot], name: &str, failure: Failure) -> Failure {
+    if snapshots.is_empty() || failure.exit() == crate::exit::Exit::Usage {
+        return failure;
+    }
+    Failure::new(ErrorKind::NotFound, format!("no VDI and no snapshot is named {name:?}"))
+        .hint(format!("there are the VDIs {}; `cairn snapshots` lists the snapshots", vdis_of(snapshots)))
 }
 
 /// The thing among `things` whose id begins with `prefix`. `Err(None)` when there is none.
@@ -282,6 +365,38 @@ pub(crate) mod tests {
         assert_eq!(disk(&all, "abcd0002", Some("x"), None).unwrap_err().exit(), Exit::Failed);
         assert_eq!(disk(&all, "abcd0001", None, Some(1)).unwrap_err().exit(), Exit::Usage);
         assert_eq!(disk(&all, "root", Some("data"), None).unwrap_err().exit(), Exit::Usage);
+    }
+
+    fn now() -> Zoned {
+        "2026-11-20T12:00:00+00:00[UTC]".parse().unwrap()
+    }
+
+    #[test]
+    fn a_point_is_a_snapshot_a_vdi_or_a_vdi_at_a_time() {
+        let all = three();
+        let found =
+            |name| point(&all, name, &now()).map(|point| (time(point.snapshot), point.disk.map(|disk| &disk.vdi[..])));
+        assert_eq!(found("abcd0001").unwrap(), (1000, None));
+        assert_eq!(found("root").unwrap(), (3000, Some("root")));
+        assert_eq!(found("root@1970-01-01T00:00:02Z").unwrap(), (2000, Some("root")));
+        assert_eq!(found("abcd").unwrap(), (3000, Some("abcd")));
+        assert_eq!(found("root@whenever").unwrap_err().exit(), Exit::Usage);
+        assert_eq!(found("rot@today").unwrap_err().exit(), Exit::Failed);
+        assert!(point(&all, "abcd0002", &now()).unwrap().chosen(None).is_err());
+        assert_eq!(point(&all, "abcd0002", &now()).unwrap().chosen(Some("data")).unwrap().disk.vdi, "data");
+        assert_eq!(point(&all, "root", &now()).unwrap().chosen(Some("data")).unwrap_err().exit(), Exit::Usage);
+    }
+
+    #[test]
+    fn the_base_of_a_delta_is_the_same_vdi_unless_another_is_named() {
+        let all = three();
+        let chosen = disk(&all, "root", None, None).unwrap();
+        let found = |name| delta_base(&all, name, chosen, &now()).map(|base| (time(base.snapshot), base.disk.vdi.as_str()));
+        assert_eq!(found("1970-01-01T00:00:02Z").unwrap(), (2000, "root"));
+        assert_eq!(found("abcd0002").unwrap(), (2000, "root"));
+        assert_eq!(found("data").unwrap(), (2000, "data"));
+        assert_eq!(found("today").unwrap(), (3000, "root"));
+        assert!(found("nothing").unwrap_err().text().contains("a point in time"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! is the same nodes in every snapshot, and two disks are compared by comparing names.
 
 pub mod builder;
+pub mod diff;
 pub mod walk;
 
 use crate::chunk::Run;

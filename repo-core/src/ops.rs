@@ -6,6 +6,7 @@ pub mod check;
 pub mod complete;
 pub mod forget;
 pub mod gc;
+pub mod diff;
 pub mod open;
 mod pack_stream;
 pub mod repair;

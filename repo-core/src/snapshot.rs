@@ -153,6 +153,19 @@ struct StoredDisk {
     source_id: Option<ByteArray<16>>,
 }
 
+impl NamedSnapshot {
+    /// The unique id that images of a disk of this snapshot carry: always the same, so that a differencing VHD finds its
+    /// parent among them. A UUID of version 8 (RFC 9562, section 5.8).
+    pub fn image_id(&self, vdi: &str) -> [u8; 16] {
+        let mut hasher = blake3::Hasher::new_derive_key("cairn v1 image id");
+        let mut id = [0; 16];
+        hasher.update(&self.id.0).update(vdi.as_bytes()).finalize_xof().fill(&mut id);
+        id[6] = id[6] & 0x0F | 0x80;
+        id[8] = id[8] & 0x3F | 0x80;
+        id
+    }
+}
+
 impl Snapshot {
     /// The disk of a VDI, if the snapshot has it.
     pub fn disk(&self, vdi: &str) -> Option<&Disk> {

@@ -1,6 +1,6 @@
-//! VHD, the disk format of XenServer and XCP-ng: dynamic disks read and written, fixed and differencing ones read.
+//! VHD, the disk format of XenServer and XCP-ng: read and written.
 //!
-//! All numbers are big-endian, a sector is 512 bytes. A dynamic VHD as written here (`docs/sources.md`, section "VHD"):
+//! All numbers are big-endian, a sector is 512 bytes. A dynamic VHD as most often written here (`docs/sources.md`, section "VHD"):
 //!
 //! | at byte | bytes | what | module |
 //! |---:|---:|---|---|
@@ -16,7 +16,8 @@
 //!
 //! Reading: [`file_source`] in virtual order with positioned reads, [`stream_source`] in stored order, both after
 //! [`layout`] and [`bat`] have checked every position; [`assembly`] puts blocks smaller than 2 MiB together.
-//! Writing: [`plan`] fixes every position beforehand, [`file_sink`] and [`stream_sink`] fill them in;
+//! Writing: [`profile`] knows the three shapes (with [`parent_locator`] of a delta, `batmap` of a file in an SR), [`plan`]
+//! fixes every position beforehand, [`file_sink`] and [`stream_sink`] fill them in; [`fixed_sink`] writes fixed ones;
 //! [`geometry`] is the footer's cylinders, heads and sectors.
 //!
 //! Invariants: nothing is allocated from a number that was not bounded first; a source says it is complete only after
@@ -25,13 +26,17 @@
 
 pub mod assembly;
 pub mod bat;
+mod batmap;
 pub mod dynamic_header;
 pub mod file_sink;
 pub mod file_source;
+pub mod fixed_sink;
 pub mod footer;
 pub mod geometry;
 pub mod layout;
+pub mod parent_locator;
 pub mod plan;
+pub mod profile;
 pub mod sector_bitmap;
 pub mod stream_sink;
 pub mod stream_source;

@@ -213,4 +213,4 @@ fn store(hasher: &NodeHasher, level: u8, children: &[NodeId], sink: &mut NodeSin
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

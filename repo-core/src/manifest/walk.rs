@@ -124,11 +124,14 @@ pub(super) fn inner(source: &dyn NodeSource, id: NodeId, level: u8) -> Result<Ve
     }
 }
 
-/// The runs of the leaf `id`.
+/// The runs of the leaf `id`; there are none when it is none.
 ///
 /// # Errors
 /// `Corrupt` when it is missing, damaged or no leaf; `Unavailable`.
 pub fn leaf_runs(source: &dyn NodeSource, id: NodeId) -> Result<Vec<crate::chunk::Run>> {
+    if id.is_none() {
+        return Ok(Vec::new());
+    }
     match source.node(id)? {
         Node::Leaf(runs) => Ok(runs),
         Node::Inner { .. } => Err(Error::corrupt(format!("manifest node {} is not a leaf", id.short()))),

@@ -3,6 +3,7 @@
 //! The disk is worked through in windows of blocks. Within a window every frame is read and decoded once, whatever the order
 //! its chunks have on the disk, on all cores; so an old snapshot restores as fast as a new one.
 
+pub mod in_place;
 mod window;
 
 use std::ops::Range;
@@ -14,10 +15,11 @@ use crate::id::NodeId;
 use crate::keys::Role;
 use crate::lease::Lease;
 use crate::manifest::Tree;
+use crate::manifest::diff::ChangedBlocks;
 use crate::manifest::walk::Leaves;
 use crate::monitor::{Monitor, check_cancelled};
 use crate::ops::open::Session;
-use crate::units::{BLOCK_LEN, BlockIndex};
+use crate::units::{BLOCK_LEN, BlockIndex, block_count};
 use window::{Loss, WindowBuffer, WindowPlan};
 
 /// Blocks in one window. Two windows are in memory: one being filled, one being written.
@@ -48,7 +50,7 @@ pub struct RestoreReport {
     pub holes: Vec<Range<u64>>,
 }
 
-/// A disk to be restored: its tree, and which of its blocks hold anything.
+/// What is to be restored of a disk: all of it, or the blocks that differ from a base.
 pub struct RestorePlan {
     tree: Tree,
     leaves: Vec<(BlockIndex, NodeId)>,
@@ -96,7 +98,25 @@ impl RestorePlan {
         Ok(Self { tree, leaves, holes: holes.0, present, lease })
     }
 
-    /// Which blocks hold anything. A target that must know its length beforehand needs this.
+    /// Only the blocks in which a disk differs from `base`, those among them that are zeros now included. Blocks past the
+    /// disk's own end are not.
+    ///
+    /// # Errors
+    /// `Corrupt` when a node is missing or damaged: what differs is then not known; `Unavailable`.
+    pub fn delta(session: &Session, base: &Tree, tree: Tree) -> Result<Self> {
+        let mut leaves = Vec::new();
+        let mut present = PresentBlocks::new(tree.virtual_size);
+        for changed in ChangedBlocks::new(base, &tree, &*session.content) {
+            let changed = changed?;
+            if changed.block.0 < block_count(tree.virtual_size) {
+                present.insert(changed.block);
+                leaves.push((changed.block, changed.after));
+            }
+        }
+        Ok(Self { tree, leaves, holes: Vec::new(), present })
+    }
+
+    /// Which blocks are written. A target that must know its length beforehand needs this.
     pub fn present(&self) -> &PresentBlocks {
         &self.present
     }

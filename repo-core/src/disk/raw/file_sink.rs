@@ -1,6 +1,7 @@
 //! A raw disk written to a file or block device in any order.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 
 use rustix::fs::FallocateFlags;
@@ -34,7 +35,7 @@ impl RawFileSink {
                 let text = format!("the disk has {virtual_size} bytes, but the block device only {device_len}");
                 return Err(Error::invalid(text));
             }
-            zero(&file, virtual_size)?;
+            zero(&file, 0..virtual_size)?;
         } else {
             let text = "the target is neither a regular file nor a block device: write it as a stream";
             return Err(Error::new(ErrorKind::Unsupported, text));
@@ -59,13 +60,14 @@ impl DiskSink for RawFileSink {
     }
 }
 
-/// Makes the first `len` bytes read as zeros, by the cheapest way the device offers.
-fn zero(file: &File, len: u64) -> Result<()> {
-    // Both calls promise zeros on a block device; ranges must be whole logical sectors, which have at most 4 KiB.
-    // They go in steps, because the kernel does not let itself be interrupted inside one.
-    let by_kernel = len / ZERO_ALIGN * ZERO_ALIGN;
+/// Makes a range read as zeros, by the cheapest way the target offers: a hole of a file, a call to the device, or zeros
+/// written. It begins at a multiple of 4 KiB.
+pub(super) fn zero(file: &File, range: Range<u64>) -> Result<()> {
+    // Both calls promise zeros; ranges must be whole logical sectors, which have at most 4 KiB. They go in steps, because
+    // the kernel does not let itself be interrupted inside one.
+    let by_kernel = range.end / ZERO_ALIGN * ZERO_ALIGN;
     let ways = [FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, FallocateFlags::ZERO_RANGE];
-    let mut done = 0;
+    let mut done = range.start;
     for way in ways {
         while done < by_kernel {
             let step = (by_kernel - done).min(ZERO_STEP);
@@ -77,9 +79,12 @@ fn zero(file: &File, len: u64) -> Result<()> {
             }
         }
     }
-    let zeros = vec![0; ZERO_WRITE_LEN];
-    while done < len {
-        let step = usize::try_from(len - done).unwrap_or(usize::MAX).min(zeros.len());
+    if done == range.end {
+        return Ok(());
+    }
+    let zeros = vec![0; usize::try_from(range.end - done).unwrap_or(usize::MAX).min(ZERO_WRITE_LEN)];
+    while done < range.end {
+        let step = usize::try_from(range.end - done).unwrap_or(usize::MAX).min(zeros.len());
         file.write_all_at(&zeros[..step], done).context(|| format!("cannot write zeros at byte {done}"))?;
         done += step as u64;
     }
@@ -126,11 +131,11 @@ mod tests {
     #[test]
     fn zeroing_covers_a_range_that_is_no_multiple_of_anything() {
         let file = tempfile::tempfile().unwrap();
-        file.write_all_at(&[9; 3 * 4096], 0).unwrap();
-        zero(&file, 2 * 4096 + 513).unwrap();
+        file.write_all_at(&[9; 4 * 4096], 0).unwrap();
+        zero(&file, 4096..3 * 4096 + 513).unwrap();
         let bytes = content(&file);
-        assert!(bytes[..2 * 4096 + 513].iter().all(|byte| *byte == 0));
-        assert!(bytes[2 * 4096 + 513..].iter().all(|byte| *byte == 9));
+        assert!(bytes[4096..3 * 4096 + 513].iter().all(|byte| *byte == 0));
+        assert!(bytes[..4096].iter().chain(&bytes[3 * 4096 + 513..]).all(|byte| *byte == 9));
     }
 
     #[test]

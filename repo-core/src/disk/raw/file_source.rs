@@ -15,6 +15,12 @@ pub struct RawFileSource {
     file: File,
     format: DiskFormat,
     virtual_size: u64,
+    blocks: DataBlocks,
+}
+
+/// The blocks of the first `len` bytes of a file or block device that are not wholly inside a hole, ascending.
+pub(super) struct DataBlocks {
+    len: u64,
     next: u64,
     /// The end of the run of data last found: up to here no hole needs to be looked for.
     data_end: u64,
@@ -43,16 +49,34 @@ impl RawFileSource {
                 format!("the disk has {virtual_size} bytes, more than the {VIRTUAL_SIZE_MAX} a repository takes");
             return Err(Error::new(ErrorKind::Unsupported, text));
         }
-        Ok(Self { file, format, virtual_size, next: 0, data_end: 0 })
+        Ok(Self { file, format, virtual_size, blocks: DataBlocks::new(virtual_size) })
+    }
+}
+
+impl DataBlocks {
+    pub(super) fn new(len: u64) -> Self {
+        Self { len, next: 0, data_end: 0 }
     }
 
-    /// The first block at or after the next one that is not all hole.
-    fn next_index(&mut self) -> Result<Option<BlockIndex>> {
-        let from = BlockIndex(self.next).offset_bytes();
-        if from >= self.virtual_size || from < self.data_end {
-            return Ok((self.next < block_count(self.virtual_size)).then_some(BlockIndex(self.next)));
+    /// The next block with data.
+    ///
+    /// # Errors
+    /// `Io` when the file cannot be looked through.
+    pub(super) fn next(&mut self, file: &File) -> Result<Option<BlockIndex>> {
+        let found = self.find(file)?;
+        self.next = found.map_or(u64::MAX, |index| index.0 + 1);
+        Ok(found)
+    }
+
+    fn find(&mut self, file: &File) -> Result<Option<BlockIndex>> {
+        if self.next >= block_count(self.len) {
+            return Ok(None);
         }
-        let data = match rustix::fs::seek(&self.file, SeekFrom::Data(from)) {
+        let from = BlockIndex(self.next).offset_bytes();
+        if from < self.data_end {
+            return Ok(Some(BlockIndex(self.next)));
+        }
+        let data = match rustix::fs::seek(file, SeekFrom::Data(from)) {
             Ok(data) => data,
             // Nothing but a hole up to the end of the file.
             Err(Errno::NXIO) => return Ok(None),
@@ -63,11 +87,11 @@ impl RawFileSource {
             }
             Err(error) => return Err(Error::io(format!("cannot look for data from byte {from}"), error.into())),
         };
-        if data >= self.virtual_size {
+        if data >= self.len {
             return Ok(None);
         }
         // When the end of the data cannot be found, the next block is simply looked for again.
-        self.data_end = rustix::fs::seek(&self.file, SeekFrom::Hole(data)).unwrap_or(data);
+        self.data_end = rustix::fs::seek(file, SeekFrom::Hole(data)).unwrap_or(data);
         Ok(Some(BlockIndex(data / BLOCK_LEN as u64)))
     }
 }
@@ -86,14 +110,13 @@ impl DiskSource for RawFileSource {
     }
 
     fn next_block(&mut self, buf: &mut BlockBuf) -> Result<Option<BlockIndex>> {
-        let Some(index) = self.next_index()? else { return Ok(None) };
+        let Some(index) = self.blocks.next(&self.file)? else { return Ok(None) };
         let offset = index.offset_bytes();
         let len = index.len_on_disk_bytes(self.virtual_size);
         self.file
             .read_exact_at(&mut buf.bytes_mut()[..len], offset)
             .context(|| format!("cannot read {len} bytes at byte {offset} of the disk"))?;
         buf.clear_past_end(index, self.virtual_size);
-        self.next = index.0 + 1;
         Ok(Some(index))
     }
 }

@@ -26,7 +26,13 @@ impl<W: Write + Send> RawStreamSink<W> {
         Ok(Self { writer, virtual_size, written: 0 })
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+    /// Writes zeros up to the disk's end.
+    pub(in crate::disk) fn write_rest(&mut self) -> Result<()> {
+        self.write_zeros_to(self.virtual_size)
+    }
+
+    /// Writes what comes next.
+    pub(in crate::disk) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.writer.write_all(bytes).context(|| format!("cannot write byte {} of the disk", self.written))?;
         self.written += bytes.len() as u64;
         Ok(())
@@ -58,7 +64,7 @@ impl<W: Write + Send> StreamSink for RawStreamSink<W> {
     }
 
     fn finish(mut self: Box<Self>) -> Result<()> {
-        self.write_zeros_to(self.virtual_size)?;
+        self.write_rest()?;
         self.writer.flush().context(|| "cannot flush the disk")
     }
 }

@@ -58,6 +58,28 @@ impl DynamicHeader {
         Self::with_block_size(table_offset, entries, u32::try_from(BLOCK_LEN).expect("2 MiB"))
     }
 
+    /// The same of a differencing disk. `name` is the parent's file name in UTF-16, at most 256 units; `locators` say where
+    /// else in the file it stands.
+    #[must_use]
+    pub(super) fn over_parent(
+        mut self,
+        unique_id: [u8; 16],
+        timestamp: u32,
+        name: &[u16],
+        locators: &[[u8; 24]],
+    ) -> Self {
+        self.parent_unique_id = unique_id;
+        self.parent_timestamp = U32::new(timestamp);
+        for (place, unit) in self.parent_name.as_chunks_mut::<2>().0.iter_mut().zip(name) {
+            *place = unit.to_be_bytes();
+        }
+        for (place, locator) in self.parent_locators.iter_mut().zip(locators) {
+            *place = *locator;
+        }
+        self.checksum = U32::new(checksum(self.as_bytes(), self.checksum.get()));
+        self
+    }
+
     pub(super) fn with_block_size(table_offset: u64, entries: u32, block_size: u32) -> Self {
         let mut header = Self {
             cookie: *COOKIE,

@@ -4,6 +4,7 @@ use std::fs::File;
 
 use super::footer::FOOTER_LEN;
 use super::plan::{BITMAP_LEN, Plan, VhdParams};
+use super::profile::Profile;
 use crate::direct::{AlignedBuf, DirectFile};
 use crate::disk::{DiskSink, PresentBlocks};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
@@ -23,8 +24,8 @@ impl VhdFileSink {
     /// # Errors
     /// `Unsupported` for what is no regular file and for disks a VHD cannot hold, `Invalid` for a unique id of zeros,
     /// `Io` when preparing fails.
-    pub fn create(file: File, params: &VhdParams, present: &PresentBlocks) -> Result<Self> {
-        let plan = Plan::new(params, present)?;
+    pub fn create(file: File, params: &VhdParams, profile: &Profile, present: &PresentBlocks) -> Result<Self> {
+        let plan = Plan::new(params, profile, present)?;
         if !file.metadata().context(|| "cannot examine the target")?.is_file() {
             // On a device the footer would have to stand at the device's end, and holes would not be zeros.
             let text = "the target is no regular file: write the VHD as a stream, or a raw disk";

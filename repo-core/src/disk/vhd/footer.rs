@@ -84,20 +84,11 @@ impl Footer {
     ///
     /// `timestamp` is in seconds since the year 2000.
     pub fn new_dynamic(size: u64, unique_id: [u8; 16], timestamp: u32, header_offset: u64) -> Self {
-        Self::new(size, DiskType::Dynamic, unique_id, timestamp, header_offset)
-    }
-
-    #[cfg(test)]
-    pub(crate) fn new_fixed(size: u64) -> Self {
-        Self::new(size, DiskType::Fixed, [1; 16], 0, super::NO_OFFSET)
-    }
-
-    fn new(size: u64, disk_type: DiskType, unique_id: [u8; 16], timestamp: u32, data_offset: u64) -> Self {
-        let mut footer = Self {
+        let footer = Self {
             cookie: *COOKIE,
             features: U32::new(FEATURES),
             version: U32::new(VERSION_1_0),
-            data_offset: U64::new(data_offset),
+            data_offset: U64::new(header_offset),
             timestamp: U32::new(timestamp),
             creator: *b"win ",
             creator_version: U32::new(0x0006_0001),
@@ -105,15 +96,49 @@ impl Footer {
             original_size: U64::new(size),
             current_size: U64::new(size),
             geometry: Geometry::of_size(size),
-            disk_type: U32::new(disk_type.code()),
+            disk_type: U32::new(DiskType::Dynamic.code()),
             checksum: U32::new(0),
             unique_id,
             saved_state: 0,
             hidden: 0,
             reserved: [0; 426],
         };
-        footer.checksum = U32::new(checksum(footer.as_bytes(), 0));
-        footer
+        footer.summed()
+    }
+
+    /// The same of a fixed disk.
+    #[must_use]
+    pub fn into_fixed(mut self) -> Self {
+        self.disk_type = U32::new(DiskType::Fixed.code());
+        self.data_offset = U64::new(super::NO_OFFSET);
+        self.summed()
+    }
+
+    /// The same of a differencing disk.
+    #[must_use]
+    pub fn into_differencing(mut self) -> Self {
+        self.disk_type = U32::new(DiskType::Differencing.code());
+        self.summed()
+    }
+
+    /// The same in the profile that tapdisk writes. It promises a batmap behind the BAT, and only such files can be resized
+    /// by the storage manager.
+    #[must_use]
+    pub fn into_tapdisk(mut self) -> Self {
+        self.creator = *b"tap\0";
+        self.creator_version = U32::new(0x0001_0003);
+        self.creator_os = [0; 4];
+        self.summed()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn new_fixed(size: u64) -> Self {
+        Self::new_dynamic(size, [1; 16], 0, super::NO_OFFSET).into_fixed()
+    }
+
+    fn summed(mut self) -> Self {
+        self.checksum = U32::new(checksum(self.as_bytes(), self.checksum.get()));
+        self
     }
 
     /// The size of the virtual disk in bytes.

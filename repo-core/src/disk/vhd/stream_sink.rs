@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use super::plan::{BITMAP_LEN, Plan, VhdParams};
+use super::profile::Profile;
 use crate::disk::{PresentBlocks, StreamSink};
 use crate::error::{Error, Result, ResultExt};
 use crate::units::{BLOCK_LEN, BlockIndex};
@@ -19,8 +20,8 @@ impl<W: Write + Send> VhdStreamSink<W> {
     ///
     /// # Errors
     /// `Unsupported` for disks a VHD cannot hold, `Invalid` for a unique id of zeros, `Io` when writing fails.
-    pub fn create(writer: W, params: &VhdParams, present: &PresentBlocks) -> Result<Self> {
-        let plan = Plan::new(params, present)?;
+    pub fn create(writer: W, params: &VhdParams, profile: &Profile, present: &PresentBlocks) -> Result<Self> {
+        let plan = Plan::new(params, profile, present)?;
         let mut sink = Self { writer, plan, written: 0 };
         sink.writer.write_all(sink.plan.head()).context(|| "cannot write the head of the VHD")?;
         sink.written = sink.plan.head().len() as u64;
@@ -36,12 +37,16 @@ impl<W: Write + Send> VhdStreamSink<W> {
 
 impl<W: Write + Send> StreamSink for VhdStreamSink<W> {
     fn write_block(&mut self, index: BlockIndex, content: &[u8]) -> Result<()> {
-        // Blocks are stored ascending without gaps: the one whose turn it is begins where the last one ended.
-        if self.plan.block_offset(index) != Some(self.written) || content.len() != BLOCK_LEN {
+        // Blocks are stored ascending: the one whose turn it is begins where the last one ended, or a few sectors further on
+        // where the profile aligns content. Behind a block that was passed over, the gap is larger than a block.
+        let offset = self.plan.block_offset(index).filter(|offset| *offset >= self.written);
+        let gap = offset.map(|offset| offset - self.written).filter(|gap| *gap < BLOCK_LEN as u64);
+        let (Some(gap), true) = (gap, content.len() == BLOCK_LEN) else {
             let text =
                 format!("block {index} of {} bytes out of turn at byte {} of the VHD", content.len(), self.written);
             return Err(Error::internal(text));
-        }
+        };
+        self.write(&vec![0; usize::try_from(gap).expect("below the length of a block")])?;
         let (on_disk, past_end) = content.split_at(index.len_on_disk_bytes(self.plan.virtual_size()));
         self.write(&[0xFF; BITMAP_LEN])?;
         self.write(on_disk)?;

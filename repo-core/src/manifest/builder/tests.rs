@@ -13,12 +13,22 @@ use proptest::prelude::*;
 use zeroize::Zeroizing;
 
 #[derive(Default)]
-struct Memory(HashMap<NodeId, Vec<u8>>, Cell<u64>);
+pub(crate) struct Memory {
+    pub(crate) nodes: HashMap<NodeId, Vec<u8>>,
+    reads: Cell<u64>,
+}
+
+impl Memory {
+    /// How often nodes were read.
+    pub(crate) fn reads(&self) -> u64 {
+        self.reads.get()
+    }
+}
 
 impl NodeSource for Memory {
     fn node(&self, id: NodeId) -> Result<Node> {
-        self.1.set(self.1.get() + 1);
-        Node::decode(self.0.get(&id).ok_or_else(|| Error::corrupt("missing"))?)
+        self.reads.set(self.reads.get() + 1);
+        Node::decode(self.nodes.get(&id).ok_or_else(|| Error::corrupt("missing"))?)
     }
 }
 
@@ -26,10 +36,10 @@ fn hasher() -> NodeHasher {
     NodeHasher::new(&RoleKeys::from_master(&Zeroizing::new([1; 32]))).unwrap()
 }
 
-fn build(blocks: u64, leaves: &BTreeMap<u64, u8>, close: bool) -> (Tree, Memory) {
+pub(crate) fn build(blocks: u64, leaves: &BTreeMap<u64, u8>, close: bool) -> (Tree, Memory) {
     let mut memory = Memory::default();
     let mut sink = |id, bytes: &[u8]| {
-        memory.0.insert(id, bytes.to_vec());
+        memory.nodes.insert(id, bytes.to_vec());
         Ok(())
     };
     let mut builder = TreeBuilder::new(hasher());
@@ -77,7 +87,7 @@ proptest! {
         let changes = placed(&picks, blocks);
         let mut made = Memory::default();
         let mut sink = |id, bytes: &[u8]| {
-            made.0.insert(id, bytes.to_vec());
+            made.nodes.insert(id, bytes.to_vec());
             Ok(())
         };
         let mut builder = TreeBuilder::over(hasher(), base, &memory);
@@ -93,22 +103,22 @@ proptest! {
         }
         let virtual_size = blocks * BLOCK_LEN as u64;
         let root = builder.finish(virtual_size, &mut sink).unwrap();
-        let read = memory.1.get();
+        let read = memory.reads();
         leaves.retain(|block, _| *block < blocks);
         leaves.extend(&changes);
         leaves.retain(|_, leaf| *leaf != 0);
         let (scratch, all) = build(blocks, &leaves, false);
         prop_assert_eq!(root, scratch.root);
         // What was not made anew is the base's.
-        for (id, bytes) in &all.0 {
-            prop_assert!(made.0.get(id).or_else(|| memory.0.get(id)) == Some(bytes));
+        for (id, bytes) in &all.nodes {
+            prop_assert!(made.nodes.get(id).or_else(|| memory.nodes.get(id)) == Some(bytes));
         }
         // The way to each changed leaf, once to close it and once for what is above it, and the way to the end.
         let height = u64::from(base.height());
         prop_assert!(read <= (2 * changes.len() as u64 + 2) * height, "{} nodes read", read);
-        prop_assert!(made.0.len() as u64 <= (changes.len() as u64 + 1) * 7);
+        prop_assert!(made.nodes.len() as u64 <= (changes.len() as u64 + 1) * 7);
         if changes.is_empty() && blocks == base_blocks {
-            prop_assert_eq!((read, made.0.len()), (0, 0));
+            prop_assert_eq!((read, made.nodes.len()), (0, 0));
         }
     }
 
@@ -143,7 +153,7 @@ fn a_missing_node_hides_only_what_is_below_it() {
     let (tree, mut memory) = build(400, &leaves, false);
     let Node::Inner { children, .. } = memory.node(tree.root).unwrap() else { panic!() };
     // The leaves are all equal, so nodes 0 to 2 are one; the last, shorter one stays.
-    memory.0.remove(&children[0]);
+    memory.nodes.remove(&children[0]);
     let walked: Vec<_> = Leaves::new(&tree, &memory).collect();
     assert_eq!(walked.iter().filter(|leaf| leaf.is_err()).count(), 3);
     assert_eq!(walked.iter().flatten().map(|(block, _)| block.0).collect::<Vec<_>>(), (384..400).collect::<Vec<_>>());
@@ -152,6 +162,6 @@ fn a_missing_node_hides_only_what_is_below_it() {
 #[test]
 fn a_disk_of_zeros_has_no_root() {
     let (tree, memory) = build(100_000, &BTreeMap::new(), false);
-    assert!(tree.root.is_none() && memory.0.is_empty());
+    assert!(tree.root.is_none() && memory.nodes.is_empty());
     assert_eq!(Leaves::new(&tree, &memory).count(), 0);
 }

@@ -52,7 +52,7 @@ impl Loss {
     }
 }
 
-type OnLoss<'a> = dyn FnMut(Loss) -> Result<()> + 'a;
+pub(super) type OnLoss<'a> = dyn FnMut(Loss) -> Result<()> + 'a;
 
 impl WindowPlan {
     /// Reads the leaves and finds their chunks.
@@ -77,6 +77,15 @@ impl WindowPlan {
                 }
             }
         }
+        Self::locate(content, wanted, on_loss)
+    }
+
+    /// Finds chunks that go to ranges of the disk, each within one block.
+    pub(super) fn locate(
+        content: &ContentReader,
+        wanted: Vec<(ChunkId, Range<u64>)>,
+        on_loss: &mut OnLoss<'_>,
+    ) -> Result<Self> {
         let located: Vec<Vec<Option<Location>>> = wanted
             .par_chunks(LOOKUP_BATCH)
             .map(|batch| content.locate(&batch.iter().map(|(id, _)| EntryId::from(*id)).collect::<Vec<_>>()))
@@ -126,7 +135,7 @@ fn frame_of(placed: &Placed) -> (PackNumber, u16) {
 }
 
 /// Where a run goes on the disk, in bytes, cut at the disk's end: past it the last page is padding.
-fn disk_range(block: BlockIndex, run: &Run, virtual_size: u64) -> Result<Range<u64>> {
+pub(super) fn disk_range(block: BlockIndex, run: &Run, virtual_size: u64) -> Result<Range<u64>> {
     let start = block.offset_bytes() + run.offset_bytes() as u64;
     let end = start + run.len_bytes() as u64;
     if end > virtual_size.next_multiple_of(PAGE_LEN as u64) {
@@ -224,6 +233,12 @@ impl WindowBuffer {
             self.blocks.binary_search_by_key(&index, |(index, _)| *index).expect("a window's chunks lie in its blocks");
         let start = usize::try_from(offset - index.offset_bytes()).expect("within a block");
         self.blocks[at].1.lock().fill(start, bytes);
+    }
+
+    /// Looks at the content of one of the blocks.
+    pub(super) fn read<T>(&self, index: BlockIndex, look: impl FnOnce(&[u8]) -> T) -> T {
+        let at = self.blocks.binary_search_by_key(&index, |(index, _)| *index).expect("one of the window's blocks");
+        look(self.blocks[at].1.lock().content.bytes())
     }
 
     pub(super) fn write_to(&self, target: &mut Target, virtual_size: u64) -> Result<()> {

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use super::model::{params, present_of, stream_into};
 use super::*;
+use crate::disk::vhd::profile::Profile;
 use crate::disk::vhd::stream_sink::VhdStreamSink;
 use crate::units::PAGE_LEN;
 
@@ -34,7 +35,9 @@ fn content(len: usize) -> Vec<u8> {
 
 fn write_ours(content: &[u8], target: &Path) {
     let present = present_of(content);
-    let sink = VhdStreamSink::create(File::create(target).unwrap(), &params(content.len()), &present).unwrap();
+    let sink =
+        VhdStreamSink::create(File::create(target).unwrap(), &params(content.len()), &Profile::Portable, &present)
+            .unwrap();
     stream_into(Box::new(sink), content, &present);
 }
 
