@@ -62,13 +62,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE|DEVICE", conflicts_with_all = ["output", "sr_dir"])]
     in_place: Option<PathBuf>,
     /// With --in-place: only tell how much would be written
-    #[arg(long, requires = "in_place")]
+    #[arg(long, requires = "in_place", conflicts_with_all = ["output", "sr_dir"])]
     dry_run: bool,
     /// Write a new disk straight into the folder of a file-based storage repository (ext, NFS); `xe sr-scan` then finds it
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["output", "force"])]
     sr_dir: Option<PathBuf>,
     /// With --sr-dir: the uuid of the new disk [default: a random one]
-    #[arg(long, value_name = "UUID", requires = "sr_dir")]
+    #[arg(long, value_name = "UUID", requires = "sr_dir", conflicts_with_all = ["output", "in_place"])]
     uuid: Option<String>,
     /// Replace the file; or overwrite the block device, which destroys what is on it
     #[arg(long)]
@@ -414,11 +414,12 @@ mod tests {
         for options in refused {
             assert_eq!(destination(options).unwrap().err().unwrap().exit(), Exit::Usage, "{options:?}");
         }
-        let not_understood: [&[&str]; 4] = [
+        let not_understood: [&[&str]; 5] = [
             &["--format", "vhd"],
             &["-o", "-"],
             &["--in-place", "disk", "-o", "-", "--format", "raw"],
             &["--format", "raw", "-o", "-", "--dry-run"],
+            &["--format", "raw", "-o", "-", "--uuid", "0f6c9e1a-3b2d-4c5e-8f70-112233445566"],
         ];
         for options in not_understood {
             assert!(destination(options).is_none(), "{options:?}");
