@@ -75,3 +75,40 @@ fn a_block_device_takes_raw_disks_alone() {
     }
     assert!(std::fs::read(&junk).unwrap().iter().all(|byte| *byte == 0xa5), "the device was written to");
 }
+
+#[test]
+fn a_block_device_is_restored_in_place_and_keeps_what_lies_past_the_disk() {
+    let mut fixture = RepoFixture::small(Suite::Aes256Gcm);
+    let session = fixture.session();
+    let mut disk = ModelDisk::scattered((20 << 20) + 1000, 5, 1);
+    let old = disk.clone();
+    disk.pages.extend((100..130).map(|page| (page, 7)));
+    disk.pages.retain(|page, _| !(1000..3000).contains(page));
+    fixture.backup_model(&session, "device", &disk);
+    drop(session);
+    let file = fixture.folder.path().join("device");
+    let mut bytes = old.to_bytes();
+    bytes.resize(21 << 20, 0xa5);
+    std::fs::write(&file, bytes).unwrap();
+    let target = Loop::over(&file);
+    let restore = || {
+        let mut command = cairn(&fixture.path());
+        command.args(["restore", "device", "--in-place"]).arg(&target.0);
+        command
+    };
+    let foretold = json(restore().arg("--dry-run"));
+    let report = json(&mut restore());
+    assert_eq!(report["written_bytes"], 30 * 4096);
+    assert_eq!(report["written_bytes"], foretold["written_bytes"]);
+    assert_eq!(report["in_place"]["zeroed_bytes"], foretold["in_place"]["zeroed_bytes"]);
+    let restored = std::fs::read(&target.0).unwrap();
+    let (content, rest) = restored.split_at((20 << 20) + 1000);
+    assert!(content == disk.to_bytes());
+    assert!(rest.iter().all(|byte| *byte == 0xa5), "bytes past the disk's end were touched");
+
+    let small = fixture.folder.path().join("small");
+    std::fs::write(&small, vec![0xa5; 19 << 20]).unwrap();
+    let too_small = Loop::over(&small);
+    let (code, text) = fails(cairn(&fixture.path()).args(["restore", "device", "--in-place"]).arg(&too_small.0));
+    assert!(code == 1 && text.contains("20972520") && text.contains("19922944"), "{text}");
+}

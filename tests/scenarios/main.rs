@@ -14,6 +14,7 @@ mod life;
 mod lifetime;
 mod model;
 mod oracle;
+mod outputs;
 mod processes;
 mod refusals;
 mod samples;

@@ -125,9 +125,9 @@ impl Iterator for ChangedBlocks<'_> {
 
 /// The pages, ascending and merged, in which two leaves differ by what their runs tell.
 ///
-/// Exact where both are zeros or both have the same pages of the same chunks. Pages of different chunks count as changed
-/// although some of them may be equal: a chunk that was changed in one page is another chunk, so at most the length of a
-/// chunk is said too much around each change.
+/// Every page that differs is among them. Pages of different chunks count as changed although some may be equal: a chunk that
+/// differs in one page is another chunk, and the chunks behind it are others, too, up to the next place where both blocks
+/// are cut.
 pub fn changed_pages(before: &[Run], after: &[Run]) -> Vec<Range<usize>> {
     let (before, after) = (coverage(before), coverage(after));
     let mut ranges: Vec<Range<usize>> = Vec::new();
