@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use libfuzzer_sys::fuzz_target;
 use repo_core::id::{NodeId, PackId, SnapshotId};
 use repo_core::manifest::Tree;
+use repo_core::remarks::Remarks;
 use repo_core::snapshot::{Disk, Snapshot, SnapshotStats};
 use repo_core::units::VIRTUAL_SIZE_MAX;
 use repo_fuzz::{check_error, write_seeds};
@@ -56,7 +57,15 @@ fn seeds() -> Vec<Vec<u8>> {
         stats: SnapshotStats { new_bytes: 1 << 40, new_chunks: 70_000, pack_bytes: 300 },
         program: "cairn".to_owned(),
         metadata: BTreeMap::from([("vm.json".to_owned(), b"{}".to_vec()), ("x".to_owned(), vec![])]),
+        remarks: Remarks { tags: ["gold".to_owned()].into(), note: Some("why".to_owned()), protected: true },
     };
-    let bare = Snapshot { vm: None, disks: vec![disk], packs: vec![], metadata: BTreeMap::new(), ..full.clone() };
+    let bare = Snapshot {
+        vm: None,
+        disks: vec![disk],
+        packs: vec![],
+        metadata: BTreeMap::new(),
+        remarks: Remarks::default(),
+        ..full.clone()
+    };
     vec![full.encode(), bare.encode()]
 }

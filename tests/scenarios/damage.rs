@@ -1,13 +1,17 @@
 //! Damage of every kind in every kind of object: found, named, never restored silently.
 
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use repo_core::Result;
+use repo_core::disk::{self, FormatHint, SourceOptions};
 use repo_core::entropy::Entropy;
 use repo_core::id::SnapshotId;
 use repo_core::monitor::Silent;
+use repo_core::ops::backup::{BackupOptions, DiskInput, backup};
 use repo_core::ops::check::{CheckOptions, CheckReport, check};
 use repo_core::ops::open::{Session, open_session};
+use repo_core::ops::repair::repair;
 use repo_core::ops::restore::RestoreOptions;
 use repo_core::repository::Repository;
 use repo_core::seal::Suite;
@@ -110,7 +114,24 @@ impl Subject {
         if object.starts_with("packs") {
             // Whom it hits is told exactly: the snapshots that do not restore.
             assert_eq!(report.affected.len(), self.snapshots.len() - restorable, "{what}: {report:?}");
+            self.heal(session, &report, &what);
         }
+    }
+
+    /// Moves damaged packs to quarantine and imports the same disks again: every snapshot is whole.
+    fn heal(&self, session: Session, report: &CheckReport, what: &str) {
+        let (session, repaired) = repair(session, report, &Silent).unwrap();
+        let moved = if what.contains("deleted") { 0 } else { 1 };
+        assert_eq!(repaired.quarantined.len(), moved, "{what}: {repaired:?}");
+        let raw = SourceOptions { format: FormatHint::Raw, ..SourceOptions::default() };
+        for (_, vdi, bytes) in &self.snapshots {
+            let source = disk::open_stream(Cursor::new(bytes.clone()), &raw).unwrap();
+            let disks = vec![DiskInput { vdi: (*vdi).to_owned(), source }];
+            backup(&session, disks, &BackupOptions { level: 1, ..BackupOptions::new(5_000_000) }, &Silent).unwrap();
+        }
+        assert_eq!(self.restorable(&session, what), self.snapshots.len(), "{what}: not healed");
+        let healed = check(&session, CheckOptions { read_data: true }, &Silent).unwrap();
+        assert!(healed.is_clean(), "{what}: {healed:?}");
     }
 
     fn assert_named(&self, report: &CheckReport, object: &Path, what: &str) {

@@ -338,6 +338,44 @@ mod tests {
     use crate::id::PackId;
 
     #[test]
+    fn quarantine_keeps_all_that_ever_had_a_name_and_ends_what_a_kill_interrupted() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("r");
+        let local = LocalDir::new(&root);
+        local.create_layout().unwrap();
+        let name = ObjectName::Pack(PackId([1; 32]));
+        let put = |bytes: &[u8]| {
+            let mut object = local.new_object().unwrap();
+            object.append(bytes).unwrap();
+            object.publish(name).unwrap();
+        };
+        assert_eq!(local.quarantine(name).unwrap_err().kind(), ErrorKind::NotFound);
+        put(b"first");
+        let first = local.quarantine(name).unwrap();
+        put(b"second");
+        // Killed after the link and before the unlink.
+        let second = format!("{first}.2");
+        fs::hard_link(root.join(name.path()), root.join(&second)).unwrap();
+        assert_eq!(local.quarantine(name).unwrap(), second);
+        assert!(!root.join(name.path()).exists());
+        assert_eq!(fs::read(root.join(first)).unwrap(), b"first");
+        assert_eq!(fs::read(root.join(second)).unwrap(), b"second");
+    }
+
+    #[test]
+    fn deleting_many_counts_those_that_were_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let local = LocalDir::new(&folder.path().join("r"));
+        local.create_layout().unwrap();
+        let names: Vec<_> = (0..4).map(|id| ObjectName::Pack(PackId([id; 32]))).collect();
+        for name in &names[1..3] {
+            local.new_object().unwrap().publish(*name).unwrap();
+        }
+        assert_eq!(local.delete_all(&names).unwrap(), 2);
+        assert_eq!(local.delete_all(&names).unwrap(), 0);
+    }
+
+    #[test]
     fn the_path_for_file_systems_without_unnamed_files_publishes_and_cleans_up_too() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("r");
