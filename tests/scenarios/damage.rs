@@ -4,6 +4,7 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use repo_core::Result;
+use repo_core::annotation;
 use repo_core::disk::{self, FormatHint, SourceOptions};
 use repo_core::entropy::Entropy;
 use repo_core::id::SnapshotId;
@@ -38,8 +39,9 @@ impl Subject {
             snapshots.push((id, vdi, disk.to_bytes()));
         }
         first.pages.extend((200..260).map(|page| (page, 77_000 + page as u32)));
-        let id = fixture.backup_model(&session, "a", &first).snapshot.id;
-        snapshots.push((id, "a", first.to_bytes()));
+        let last = fixture.backup_model(&session, "a", &first).snapshot;
+        annotation::annotate(&session.repository, &last, 1, |remarks| remarks.protected = true).unwrap();
+        snapshots.push((last.id, "a", first.to_bytes()));
         drop(session);
         Self { fixture, suite, snapshots }
     }
@@ -138,8 +140,9 @@ impl Subject {
         let object = object.to_str().unwrap();
         let deleted_snapshot = object.starts_with("snapshots") && what.contains("deleted");
         let deleted_slot = object.starts_with("keys") && what.contains("deleted");
+        let deleted_annotation = object.starts_with("annotations") && what.contains("deleted");
         // A record that is gone leaves no trace: its absence is the same as its never having been.
-        if deleted_snapshot || deleted_slot {
+        if deleted_snapshot || deleted_slot || deleted_annotation {
             return;
         }
         assert!(!report.is_clean(), "{what}: check found nothing");
@@ -168,7 +171,7 @@ fn flip(path: &Path, at: u64) {
 fn campaign(suite: Suite) {
     let subject = Subject::new(suite);
     let objects = subject.objects();
-    for kind in ["config", "keys", "packs", "snapshots"] {
+    for kind in ["config", "keys", "packs", "snapshots", "annotations"] {
         assert!(objects.iter().any(|object| object.starts_with(kind)), "the subject has no {kind}");
     }
     for (number, object) in objects.iter().enumerate() {

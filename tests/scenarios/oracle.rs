@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use repo_core::annotation;
+use repo_core::remarks::Remarks;
 use repo_core::seal::Suite;
+use repo_core::snapshot::{self, Snapshot};
 use repo_tests::cli::{fails, run};
 use repo_tests::fixture::{PASSPHRASE, RepoFixture};
 use repo_tests::model::ModelDisk;
@@ -28,11 +31,15 @@ fn agrees(suite: Suite) {
     let first = fixture.backup_model(&session, "disk", &disk).snapshot.id;
     let before = disk.to_bytes();
     disk.pages.extend((1000..1400).map(|page| (page, 5)));
-    let second = fixture.backup_model(&session, "disk", &disk).snapshot.id;
+    let second = fixture.backup_model(&session, "disk", &disk).snapshot;
+    // What people say of a snapshot is no concern of a reader of disks.
+    let remarks = Remarks { tags: ["gold".to_owned()].into(), note: Some("why".to_owned()), protected: true };
+    let third = snapshot::commit(&session.repository, Snapshot { remarks, ..second.snapshot.clone() }).unwrap();
+    annotation::annotate(&session.repository, &third, 1, |remarks| remarks.protected = false).unwrap();
     // Packs alone must do: without an index, and with nothing but the objects of the format.
     drop(session);
     std::fs::remove_dir_all(fixture.path().join("index")).unwrap();
-    for (id, expected) in [(first, before), (second, disk.to_bytes())] {
+    for (id, expected) in [(first, before), (second.id, disk.to_bytes()), (third.id, disk.to_bytes())] {
         let target = fixture.folder.path().join("extracted.raw");
         run(extract(&fixture).args(["extract", &id.to_hex(), "disk", "-o"]).arg(&target));
         assert!(std::fs::read(&target).unwrap() == expected);
