@@ -10,4 +10,6 @@ pub mod diff;
 pub mod open;
 mod pack_stream;
 pub mod repair;
+pub mod report;
 pub mod restore;
+pub mod usage;
