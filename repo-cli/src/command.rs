@@ -10,6 +10,7 @@ mod init;
 mod key;
 mod rebuild_index;
 mod remarks;
+mod report;
 mod restore;
 mod show;
 mod snapshots;
@@ -34,6 +35,7 @@ pub(crate) enum Command {
     Protect(remarks::ProtectArgs),
     Forget(forget::Args),
     Diff(diff::Args),
+    Report(report::Args),
     Check(check::Args),
     Gc(gc::Args),
     RebuildIndex(rebuild_index::Args),
@@ -68,6 +70,7 @@ fn dispatch(command: Command, invocation: &Invocation) -> Result<Exit> {
         Command::Protect(args) => remarks::protect(&args, invocation),
         Command::Forget(args) => forget::run(args, invocation),
         Command::Diff(args) => diff::run(&args, invocation),
+        Command::Report(args) => report::run(&args, invocation),
         Command::Check(args) => check::run(&args, invocation),
         Command::Gc(args) => gc::run(&args, invocation),
         Command::RebuildIndex(args) => rebuild_index::run(&args, invocation),

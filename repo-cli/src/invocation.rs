@@ -13,6 +13,7 @@ use repo_core::repository::Repository;
 use repo_core::seal::Suite;
 use repo_core::snapshot::{self, NamedSnapshot, Snapshots};
 use repo_core::store::Store;
+use rustix::fs::Access;
 use serde::Serialize;
 
 use crate::args::Globals;
@@ -108,6 +109,13 @@ impl Invocation {
         self.terminal.take_signals()?;
         let opened = open::open_session(repository, cache_folder().as_deref(), &self.terminal);
         Ok(opened.context(|| self.cannot_open_index())?)
+    }
+
+    /// The folder where the index of a repository is kept; none where nothing can be written.
+    pub(crate) fn index_folder(&self, repository: &Repository) -> Option<PathBuf> {
+        let own = repository.store.root().join("index");
+        let writable = std::fs::create_dir_all(&own).is_ok() && rustix::fs::access(&own, Access::WRITE_OK).is_ok();
+        if writable { Some(own) } else { Some(cache_folder()?.join(repository.config.id.to_hex())) }
     }
 
     /// Opens the repository with an index that was made anew. From here on, Ctrl-C stops cleanly.

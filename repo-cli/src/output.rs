@@ -182,8 +182,8 @@ fn time_in(ms: i64, zone: TimeZone) -> String {
     Zoned::new(timestamp(ms), zone).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
-/// Stored times are any number: what the calendar does not reach becomes its end.
-fn timestamp(ms: i64) -> Timestamp {
+/// A point in time. Stored times are any number: what the calendar does not reach becomes its end.
+pub(crate) fn timestamp(ms: i64) -> Timestamp {
     let end = if ms < 0 { Timestamp::MIN } else { Timestamp::MAX };
     Timestamp::from_millisecond(ms).unwrap_or(end)
 }

@@ -17,6 +17,8 @@ mod oracle;
 mod outputs;
 mod processes;
 mod refusals;
+mod report;
+mod report_page;
 mod samples;
 
 #[test]

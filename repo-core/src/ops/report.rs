@@ -39,6 +39,17 @@ pub struct Periods {
     pub year: i64,
 }
 
+/// How much room there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Capacity {
+    /// All objects together may take so many bytes.
+    Total(u64),
+    /// So many bytes are free beside what is stored.
+    Free(u64),
+    /// Not known.
+    Unknown,
+}
+
 /// What to report.
 pub struct ReportOptions<'a> {
     /// In which periods a moment lies, in milliseconds since the Unix epoch.
@@ -48,7 +59,7 @@ pub struct ReportOptions<'a> {
     /// What would be kept by these policies, at most [`KEEP_SETS_MAX`](super::usage::KEEP_SETS_MAX).
     pub policies: &'a [Policy<'a>],
     /// The bytes that all objects together may take.
-    pub capacity_bytes: Option<u64>,
+    pub capacity: Capacity,
     /// How many days back from the newest snapshot growth is looked at.
     pub window_days: u32,
     /// The folder of the index, where the result of a walk is kept for the next report.
@@ -173,7 +184,12 @@ pub fn report(
         None => measure(repository, &uses, keeps.len(), monitor)?,
     };
     let policies = policy_rows(options.policies, &keeps, snapshots, &usage);
-    let forecast = forecast::forecast(&parts, options.window_days, usage.total(), options.capacity_bytes);
+    let capacity = match options.capacity {
+        Capacity::Total(bytes) => Some(bytes),
+        Capacity::Free(bytes) => Some(usage.total().saturating_add(bytes)),
+        Capacity::Unknown => None,
+    };
+    let forecast = forecast::forecast(&parts, options.window_days, usage.total(), capacity);
     let rows = parts.rows(snapshots, &usage, options.vdi);
     let exports = exports::exports(&parts, snapshots, &usage, options.vdi);
     Ok(Report {

@@ -1,0 +1,196 @@
+//! `cairn report`.
+
+mod chart;
+mod csv;
+mod html;
+mod out;
+mod size;
+mod table;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use repo_core::error::ResultExt;
+use repo_core::monitor::Monitor as _;
+use repo_core::ops::report::{Capacity, Periods, ReportOptions, policy, report};
+use repo_core::repository::Repository;
+
+use crate::exit::Exit;
+use crate::failure::{Failure, Result};
+use crate::invocation::{Importance, Invocation, Place};
+use crate::output;
+use crate::output_file::Output;
+use out::{CapacityOut, ReportOut};
+
+/// Tell what is stored, for whom, at what ratio, and when the room is used up
+///
+/// Every stored byte is accounted for: what a VM, a VDI, a snapshot or a day alone needs is what forgetting it would free.
+/// The first report after a change walks all manifests; an unchanged repository is answered at once.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// What a row of the table is of; --json and --html have all of them
+    #[arg(long, value_enum, default_value_t = By::Vdi, value_name = "WHAT")]
+    by: By,
+    /// Only rows of this disk
+    #[arg(long, value_name = "ID")]
+    vdi: Option<String>,
+    /// The room that the repository may take, such as 2TiB or 500GB; default what it takes and what is free beside it
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    capacity: Option<u64>,
+    /// How many days back from the newest snapshot growth is looked at
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(2..=366))]
+    days: u32,
+    /// Show what VHD exports weigh, and what a thick LVM SR would hold, instead of the table
+    #[arg(long, conflicts_with_all = ["by", "csv"])]
+    exports: bool,
+    /// Print the rows as CSV
+    #[arg(long, conflicts_with = "json")]
+    csv: bool,
+    /// Write everything as one web page that needs nothing else; `-` is stdout
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["csv", "exports"])]
+    html: Option<PathBuf>,
+}
+
+/// What a row is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum By {
+    /// The whole repository
+    Repository,
+    /// A VM
+    Vm,
+    /// A VDI
+    Vdi,
+    /// A snapshot
+    Snapshot,
+    /// A day, in the local time zone
+    Day,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  cairn report
+  cairn report --by day --capacity 2TiB
+  cairn report --vdi $VDI --by snapshot
+  cairn report --exports
+  cairn report --by vm --csv > vms.csv
+  cairn report --html /var/www/html/backup.html
+  cairn report --json | jq .forecast.full";
+
+pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
+    let repository = invocation.open_repository()?;
+    let all = invocation.snapshots(&repository)?;
+    invocation.terminal.take_signals()?;
+    if let Some(vdi) = &args.vdi
+        && !all.snapshots.iter().any(|named| named.snapshot.disk(vdi).is_some())
+    {
+        let failure = Failure::new(repo_core::ErrorKind::NotFound, format!("no snapshot has the VDI {vdi}"));
+        return Err(failure.hint("`cairn report --by vdi` lists them"));
+    }
+    let zone = invocation.now.time_zone().clone();
+    let periods = |ms: i64| periods(ms, &zone);
+    let policies = policy::usual(&periods);
+    let cache = invocation.index_folder(&repository);
+    let free = || free_bytes(&repository).map_or(Capacity::Unknown, Capacity::Free);
+    let options = ReportOptions {
+        periods: &periods,
+        vdi: args.vdi.as_deref(),
+        policies: &policies,
+        capacity: args.capacity.map_or_else(free, Capacity::Total),
+        window_days: args.days,
+        cache: cache.as_deref(),
+    };
+    let report = report(&repository, &all.snapshots, &options, &invocation.terminal)
+        .context(|| format!("cannot report on repository {}", repository.store.root().display()))?;
+    let source = args.capacity.map_or(CapacityOut::FileSystem, |_| CapacityOut::Given);
+    let out = ReportOut::new(&report, source, invocation.now_ms());
+    print(args, invocation, &out, repository.store.root())?;
+    if report.usage.damage_count > 0 || report.usage.unreadable > 0 {
+        invocation
+            .terminal
+            .warn("damaged packs or manifests were met: numbers of what is below them are too low; run cairn check");
+        return Ok(Exit::Damage);
+    }
+    all.exit()
+}
+
+fn print(args: &Args, invocation: &Invocation, out: &ReportOut, root: &Path) -> Result<()> {
+    match &args.html {
+        Some(target) => {
+            let name = root.file_name().map_or_else(|| root.to_string_lossy(), |name| name.to_string_lossy());
+            write_page(target, &html::page(out, &name))?;
+            let place = if target == Path::new("-") { Place::Stderr } else { Place::Stdout };
+            let text = || format!("wrote {}\n", output::printable(&target.to_string_lossy()));
+            invocation.print_to(place, Importance::Summary, out, text)
+        }
+        None if args.csv => {
+            invocation.terminal.clear();
+            output::write(std::io::stdout().lock(), csv::rows(out, args.by).as_bytes())
+        }
+        None if args.exports => invocation.print(out, || table::exports(out)),
+        None => invocation.print(out, || table::report(out, args.by)),
+    }
+}
+
+fn write_page(target: &Path, page: &str) -> Result<()> {
+    let cannot = || format!("cannot write {}", target.display());
+    // A page is made to be made again: what is there is replaced once the new one is complete.
+    match Output::open(target, true)? {
+        Output::File(pending) => {
+            let mut file = pending.file()?;
+            file.write_all(page.as_bytes()).and_then(|()| file.sync_all()).context(cannot)?;
+            pending.publish()
+        }
+        Output::Stream(stream) => output::write(stream, page.as_bytes()),
+        Output::Device(_) => Err(Failure::usage(format!("{} is a block device, not a file", target.display()))),
+    }
+}
+
+/// Bytes that are free beside the repository for whoever runs this; none where the system does not say.
+fn free_bytes(repository: &Repository) -> Option<u64> {
+    let found = rustix::fs::statvfs(repository.store.root()).ok()?;
+    found.f_bavail.checked_mul(found.f_frsize)
+}
+
+/// The day, week, month and year of a moment in a time zone. Days are counted from 1970-01-01, weeks begin on Monday.
+fn periods(ms: i64, zone: &TimeZone) -> Periods {
+    let date = output::timestamp(ms).to_zoned(zone.clone()).date();
+    let day = days_since(date);
+    // 1970-01-01 was a Thursday.
+    let week = (day + 3).div_euclid(7);
+    Periods { day, week, month: i64::from(date.year()) * 12 + i64::from(date.month()), year: i64::from(date.year()) }
+}
+
+const FIRST_DAY: Date = Date::constant(1970, 1, 1);
+
+fn days_since(date: Date) -> i64 {
+    (date - FIRST_DAY).get_days().into()
+}
+
+/// A day by its number.
+fn date(day: i64) -> Date {
+    let end = if day < 0 { Date::MIN } else { Date::MAX };
+    jiff::Span::new().try_days(day).ok().and_then(|span| FIRST_DAY.checked_add(span).ok()).unwrap_or(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_are_those_of_the_time_zone_and_weeks_begin_on_monday() {
+        let zone = TimeZone::get("Europe/Berlin").unwrap();
+        let at = |text: &str| periods(text.parse::<jiff::Timestamp>().unwrap().as_millisecond(), &zone);
+        // A Sunday in summer time: 22:30 UTC is after midnight in Berlin, on Monday.
+        let (sunday, monday) = (at("2026-07-19T21:30:00Z"), at("2026-07-19T22:30:00Z"));
+        assert_eq!((monday.day - sunday.day, monday.week - sunday.week), (1, 1));
+        assert_eq!(date(monday.day).to_string(), "2026-07-20");
+        assert_eq!(monday.month, 2026 * 12 + 7);
+        for day in [i64::MIN, -1, 0, 20_000, i64::MAX] {
+            let _ = date(day);
+        }
+        assert_eq!(date(periods(i64::MIN, &zone).day).year(), -9999);
+    }
+}
