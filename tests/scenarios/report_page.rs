@@ -101,6 +101,13 @@ fn a_browser_shows_the_charts_and_the_numbers_of_the_json_on_a_phone_and_a_desk(
         same_numbers(&found, &out);
     }
 
+    // Light or dark as the reader's system is set.
+    let file = folder.join("harness-390.html");
+    let dark = ["--dump-dom", "--blink-settings=preferredColorScheme=0"];
+    let (light, dark) = (found(&chromium(folder, &file, &["--dump-dom"])), found(&chromium(folder, &file, &dark)));
+    assert_eq!((&light["paper"], &dark["paper"]), (&"rgb(246, 245, 242)".into(), &"rgb(21, 24, 28)".into()));
+    assert_ne!(light["ink"], dark["ink"]);
+
     let shot = folder.join("desk.png");
     chromium(folder, &page_file, &["--window-size=1280,1700", &format!("--screenshot={}", shot.display())]);
     let desk = std::fs::read(&shot).unwrap();

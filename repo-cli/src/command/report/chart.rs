@@ -6,8 +6,8 @@
 use super::html::escape;
 
 /// The coordinates that lines are drawn in. The page scales them to the width there is.
-const WIDTH: f64 = 420.0;
-const HEIGHT: f64 = 220.0;
+const WIDTH: f64 = 360.0;
+const HEIGHT: f64 = 190.0;
 /// Room for the labels of the axes.
 const LEFT: f64 = 62.0;
 const RIGHT: f64 = 12.0;

@@ -4,7 +4,7 @@
 
 use super::chart::{Bar, Line, Point, bars};
 use super::out::{DayOut, ExportsOut, ReportOut, RowOut};
-use super::table::{full, growth, ratio, size};
+use super::table::{growth, ratio, size};
 use crate::output;
 
 /// Bars of VDIs.
@@ -31,7 +31,7 @@ pub(super) fn escape(text: &str) -> String {
 /// The page of a repository.
 pub(super) fn page(out: &ReportOut, repository: &str) -> String {
     let name = escape(repository);
-    let made = escape(&out.time);
+    let (made, shown) = (escape(&out.time), escape(&output::time_local(out.time_ms)));
     [
         format!(
             "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -39,7 +39,7 @@ pub(super) fn page(out: &ReportOut, repository: &str) -> String {
              <meta name=\"color-scheme\" content=\"light dark\">\n\
              <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
              <title>Cairn: {name}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n\
-             <header><h1>{name}</h1><p>Cairn repository, as of <time datetime=\"{made}\">{made}</time></p></header>\n<main>\n"
+             <header><h1>{name}</h1><p>Cairn repository, as of <time datetime=\"{made}\">{shown}</time></p></header>\n<main>\n"
         ),
         tiles(out),
         format!("<div class=\"charts\">\n{}</div>\n", charts(out)),
@@ -68,7 +68,9 @@ fn tiles(out: &ReportOut) -> String {
     let raw_ratio = row.total.map(|total| total.to_string()).unwrap_or_default();
     let days = out.forecast.days_left.map(|days| days.to_string()).unwrap_or_default();
     let left = out.forecast.days_left.map_or_else(|| "not in sight".to_owned(), |days| format!("{days} days"));
-    let forecast = format!("{}; growth {}", full(&out.forecast), growth(&out.forecast));
+    let when = out.forecast.full.as_ref().map(|date| format!("on {date}, ")).unwrap_or_default();
+    let capacity = out.forecast.capacity_bytes.map(|bytes| format!("of {}; ", output::size(bytes))).unwrap_or_default();
+    let forecast = format!("{when}{capacity}growth {}", growth(&out.forecast));
     [
         "<div class=\"tiles\">\n".to_owned(),
         tile("Protected", output::size(row.allocated_bytes), protected, row.allocated_bytes.to_string()),
@@ -244,16 +246,7 @@ fn exports_table(out: &ReportOut) -> String {
         ]
         .concat()
     };
-    let headings = [
-        "Disk",
-        "Thick SR",
-        "One snapshot",
-        "Two snapshots",
-        "Full VHD export",
-        "Delta VHD export",
-        "Newest here",
-        "All here",
-    ];
+    let headings = ["Disk", "Thick SR", "+ snapshot", "+ second", "Full VHD", "Delta VHD", "Newest here", "All here"];
     let rows: Vec<_> = out.exports.iter().take(ROWS_MAX).map(row).collect();
     table("exports", "Exports, a thick LVM SR, and what is stored here", &headings, &rows, out.exports.len())
 }

@@ -11,6 +11,8 @@ use crate::output;
 #[derive(Debug, Serialize)]
 pub(super) struct ReportOut {
     pub(super) time: String,
+    #[serde(skip)]
+    pub(super) time_ms: i64,
     pub(super) repository: RepositoryOut,
     pub(super) vms: Vec<RowOut>,
     pub(super) vdis: Vec<RowOut>,
@@ -154,6 +156,7 @@ impl ReportOut {
         let full_ms = days_left.and_then(|days| now_ms.checked_add(i64::try_from(days).ok()?.checked_mul(DAY_MS)?));
         Self {
             time: output::time_utc(now_ms),
+            time_ms: now_ms,
             repository: RepositoryOut::from(report),
             vms: report.vms.iter().map(RowOut::from).collect(),
             vdis: report.vdis.iter().map(RowOut::from).collect(),

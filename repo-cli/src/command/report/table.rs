@@ -41,7 +41,7 @@ pub(super) fn growth(forecast: &ForecastOut) -> String {
 }
 
 /// What is said of when the room is used up.
-pub(super) fn full(forecast: &ForecastOut) -> String {
+fn full(forecast: &ForecastOut) -> String {
     let Some(capacity) = forecast.capacity_bytes else { return "not known".to_owned() };
     let from = match forecast.capacity_from {
         CapacityOut::Given => "",

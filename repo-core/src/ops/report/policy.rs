@@ -46,6 +46,9 @@ struct Counts {
     yearly: usize,
 }
 
+/// Which period of a kind a moment lies in.
+type PeriodOf = fn(&Periods) -> i64;
+
 /// The policies that are compared when none is named.
 pub fn usual<'a>(periods: &'a dyn Fn(i64) -> Periods) -> Vec<Policy<'a>> {
     let one = Counts::default();
@@ -78,7 +81,7 @@ impl Counts {
     /// For each of the snapshots of one VDI, newest first, whether it is kept.
     fn kept(&self, times: &[Periods]) -> Vec<bool> {
         let mut kept: Vec<bool> = (0..times.len()).map(|at| at < self.last).collect();
-        let rules: [(usize, fn(&Periods) -> i64); 4] = [
+        let rules: [(usize, PeriodOf); 4] = [
             (self.daily, |at| at.day),
             (self.weekly, |at| at.week),
             (self.monthly, |at| at.month),

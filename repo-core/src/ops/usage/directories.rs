@@ -174,8 +174,8 @@ fn shares<'a>(frame: &Frame, entries: &'a [Entry]) -> impl Iterator<Item = (&'a 
     let (sealed, plain) = (u64::from(frame.record.sealed_len), u64::from(frame.record.plain_len));
     let mut before = 0_u64;
     entries.iter().map(move |entry| {
-        // Both factors are below 2^32.
-        let up_to = |plain_end: u64| if plain == 0 { 0 } else { sealed * plain_end / plain };
+        // Both factors are below 2^32. A frame of nothing has no shares.
+        let up_to = |plain_end: u64| (sealed * plain_end).checked_div(plain).unwrap_or(0);
         let start = up_to(before);
         before += u64::from(entry.len);
         (entry, u32::try_from(up_to(before) - start).expect("a share is at most the frame"))
