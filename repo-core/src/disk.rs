@@ -3,10 +3,12 @@
 //! A [`DiskSource`] hands out 2 MiB blocks of content; a [`DiskSink`] takes pages of content at any
 //! position. Neither knows of chunks, packs or keys. Everything a source reads is untrusted.
 
+pub mod changed;
 mod forward;
 mod http_head;
 pub mod image;
 pub mod qcow2;
+mod quoted;
 pub mod raw;
 pub mod vhd;
 pub mod vhdx;
@@ -16,6 +18,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::PathBuf;
 
+use self::changed::{ChangedList, HintedSource};
 use self::forward::ForwardReader;
 use self::raw::file_source::RawFileSource;
 use self::raw::stream_source::{RawStreamSource, StreamEnd};
@@ -24,7 +27,7 @@ use self::vhd::footer::Footer;
 use self::vhd::stream_source::VhdStreamSource;
 use self::vhd::trailer::{self, FileKind};
 use crate::direct::AlignedBuf;
-use crate::error::{Error, Result, ResultExt};
+use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::units::{BLOCK_LEN, BlockIndex, SECTOR_LEN, VIRTUAL_SIZE_MAX, block_count};
 
 /// Sectors of a block.
@@ -205,6 +208,20 @@ pub trait DiskSource: Send {
         None
     }
 
+    /// Whether a changed list chose the blocks to deliver. Such a list is a claim: what it calls unchanged needs a
+    /// sample.
+    fn is_hinted(&self) -> bool {
+        false
+    }
+
+    /// Reads a block that the source did not deliver, where it can: for checking a hint. `false` when it cannot.
+    ///
+    /// # Errors
+    /// Those of [`next_block`](Self::next_block).
+    fn sample(&mut self, _index: BlockIndex, _buf: &mut BlockBuf) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Fills `buf` with the next block (all 2 MiB of it, zeros past the disk's end) and names it. Each block is
     /// delivered at most once. `None` only when the source was proven complete: nothing may be committed before.
     ///
@@ -342,25 +359,75 @@ impl Default for SourceOptions {
 /// [`open_stream`] does.
 ///
 /// # Errors
-/// `Invalid` for a malformed, truncated or empty image, `Unsupported` for a disabled one or one past the size limits, `Io` when reading fails.
+/// `Invalid` for a malformed, truncated or empty image, `Unsupported` for a disabled one, one past the size limits, or one
+/// with features that are not read here; `Io` when reading fails.
 pub fn open_file(mut file: File, options: &SourceOptions) -> Result<Box<dyn DiskSource>> {
-    let file_type = file.metadata().context(|| "cannot examine the input")?.file_type();
-    if !file_type.is_file() && !file_type.is_block_device() {
+    if !is_seekable(&file)? {
         return open_stream(file, options);
     }
+    let (kind, end) = examine(&mut file, options)?;
+    match kind {
+        Seekable::Raw => Ok(Box::new(RawFileSource::open(file, end)?)),
+        Seekable::FixedVhd { content_len_bytes } => {
+            Ok(Box::new(RawFileSource::open_fixed_vhd(file, content_len_bytes)?))
+        }
+        Seekable::DynamicVhd => Ok(Box::new(VhdFileSource::open(file, end)?)),
+    }
+}
+
+/// Opens a raw disk, or a fixed VHD, of which only what a list says is read: against a base of `base_size` bytes.
+///
+/// # Errors
+/// As [`open_file`]; `Unsupported` also for what can only be read forward and for formats with a map of their own,
+/// `Invalid` when the list does not fit the disk.
+pub fn open_hinted(
+    mut file: File,
+    options: &SourceOptions,
+    list: &ChangedList,
+    base_size: u64,
+) -> Result<Box<dyn DiskSource>> {
+    if !is_seekable(&file)? {
+        let text = "the changed list needs a source that can be read anywhere: a file or a block device";
+        return Err(Error::new(ErrorKind::Unsupported, text));
+    }
+    let (format, virtual_size) = match examine(&mut file, options)? {
+        (Seekable::Raw, end) => (DiskFormat::Raw, end),
+        (Seekable::FixedVhd { content_len_bytes }, _) => (DiskFormat::VhdFixed, content_len_bytes),
+        (Seekable::DynamicVhd, _) => {
+            let text = "the changed list goes with a raw disk or a fixed VHD; import this image without it";
+            return Err(Error::new(ErrorKind::Unsupported, text));
+        }
+    };
+    Ok(Box::new(HintedSource::open(file, format, virtual_size, list, base_size)?))
+}
+
+/// What can be read anywhere.
+enum Seekable {
+    Raw,
+    FixedVhd { content_len_bytes: u64 },
+    DynamicVhd,
+}
+
+fn is_seekable(file: &File) -> Result<bool> {
+    let file_type = file.metadata().context(|| "cannot examine the input")?.file_type();
+    Ok(file_type.is_file() || file_type.is_block_device())
+}
+
+/// Tells what a regular file or block device is, and where it ends.
+fn examine(file: &mut File, options: &SourceOptions) -> Result<(Seekable, u64)> {
     // A block device has no length in its metadata; the position is never used, all reads are positioned.
     let end = file.seek(SeekFrom::End(0)).context(|| "cannot find the end of the input")?;
     refuse_empty(end)?;
     if options.format == FormatHint::Raw {
-        return Ok(Box::new(RawFileSource::open(file, end)?));
+        return Ok((Seekable::Raw, end));
     }
-    let head = read_sector(&file, 0, end)?;
-    let tail = read_sector(&file, end.saturating_sub(SECTOR_LEN as u64), end)?;
+    let head = read_sector(file, 0, end)?;
+    let tail = read_sector(file, end.saturating_sub(SECTOR_LEN as u64), end)?;
     http_head::refuse(&head, 0)?;
     match trailer::file_kind(&head, &tail, end)? {
-        FileKind::Dynamic => Ok(Box::new(VhdFileSource::open(file, end)?)),
-        FileKind::Fixed { content_len_bytes } => Ok(Box::new(RawFileSource::open_fixed_vhd(file, content_len_bytes)?)),
-        FileKind::NoVhd if options.format == FormatHint::Auto => Ok(Box::new(RawFileSource::open(file, end)?)),
+        FileKind::Dynamic => Ok((Seekable::DynamicVhd, end)),
+        FileKind::Fixed { content_len_bytes } => Ok((Seekable::FixedVhd { content_len_bytes }, end)),
+        FileKind::NoVhd if options.format == FormatHint::Auto => Ok((Seekable::Raw, end)),
         FileKind::NoVhd => Err(trailer::no_footer(end)),
     }
 }

@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::ValueEnum;
+use repo_core::disk::changed::{ChangedList, LIST_LEN_MAX};
 use repo_core::disk::{self, DiskSource, FormatHint, SourceOptions, Undelivered};
 use repo_core::error::{ErrorKind, ResultExt};
+use repo_core::id::SnapshotId;
 use repo_core::ops::backup::{self, BackupOptions, BackupReport, BaseChoice, DiskInput};
 use repo_core::ops::open::Session;
 use repo_core::remarks::Remarks;
@@ -50,6 +52,10 @@ pub(crate) struct Args {
     /// What the input is; auto refuses what looks like a VHD and is not a sound one
     #[arg(long, value_enum, default_value_t = Format::Auto)]
     format: Format,
+    /// Read only what this list says has changed since the base; the rest is the base's, and a sample of it is compared. The
+    /// output of `xe vdi-list-changed-blocks`, of `thin_delta`, or of `rbd diff --from-snap ... --format json`
+    #[arg(long, value_name = "FILE")]
+    changed: Option<PathBuf>,
     /// Compression level of zstd, -50 to 19: higher is smaller and slower
     #[arg(long, value_name = "N", default_value_t = 3, allow_negative_numbers = true,
         value_parser = clap::value_parser!(i32).range(-50..=19))]
@@ -74,6 +80,7 @@ Examples:
   xe vdi-export uuid=$VDI format=vhd filename= | cairn import --vdi $VDI --vm web-01 -
   xe vdi-export uuid=$SNAP base=$BASE format=vhd filename= | cairn import --vdi $VDI --base latest -
   cairn import /dev/vg0/snap-web --vdi web-01-root --format raw
+  cairn import --changed changed.base64 /dev/vg0/snap-web --vdi web-01-root --format raw
   cairn import disk.raw --vdi db-data --time \"2026-11-20 03:00\" --metadata vm.json=./vm.json";
 
 /// The most bytes of metadata that one snapshot takes.
@@ -130,8 +137,13 @@ pub(super) fn run(args: Args, invocation: &Invocation) -> Result<Exit> {
     };
     // A repository that cannot be written is told before a disk is read for hours.
     drop(session.repository.store.new_object().map_err(fail)?);
-    let source = open_source(&args, &what)?.map_err(fail)?;
-    let base = base(&args, &*source, &session, invocation).map_err(|failure| failure.context(cannot()))?;
+    let base = base(&args, &session, invocation).map_err(|failure| failure.context(cannot()))?;
+    let hint = args.changed.as_deref().map(|list| Hint::read(list, base)).transpose()?;
+    let source = open_source(&args, hint.as_ref(), &what)?.map_err(fail)?;
+    if base.is_none() && source.undelivered() == Undelivered::Base {
+        return Err(no_base(&args, &*source, &session, invocation)?.context(cannot()));
+    }
+    let base = base.map(|base| BaseChoice::Snapshot(base.snapshot));
     let disks = vec![DiskInput { vdi: args.vdi.clone(), source, base }];
     let report = backup::backup(&session, disks, &options, &invocation.terminal).map_err(fail)?;
     let imported = Imported::new(&report, started.elapsed().as_secs_f64());
@@ -153,11 +165,15 @@ fn options(args: &Args, invocation: &Invocation) -> Result<BackupOptions> {
 }
 
 /// Opens the input. The outer error is the command line's, the inner one the input's.
-fn open_source(args: &Args, what: &str) -> Result<repo_core::Result<Box<dyn DiskSource>>> {
+fn open_source(args: &Args, hint: Option<&Hint>, what: &str) -> Result<repo_core::Result<Box<dyn DiskSource>>> {
     let mut options = SourceOptions { format: args.format.hint(), ..SourceOptions::default() };
     if let Some(folder) = std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty()) {
         options.spill_dir = folder.into();
     }
+    let open = |file: File| match hint {
+        Some(hint) => disk::open_hinted(file, &options, &hint.list, hint.base_size),
+        None => disk::open_file(file, &options),
+    };
     if args.input == Path::new("-") {
         let stdin = io::stdin();
         if stdin.is_terminal() {
@@ -165,36 +181,60 @@ fn open_source(args: &Args, what: &str) -> Result<repo_core::Result<Box<dyn Disk
                 .hint("xe vdi-export uuid=$VDI format=vhd filename= | cairn import --vdi $VDI -"));
         }
         let stdin = stdin.as_fd().try_clone_to_owned().context(|| "cannot open stdin")?;
-        return Ok(disk::open_stream(File::from(stdin), &options));
+        let stdin = File::from(stdin);
+        return Ok(if hint.is_some() { open(stdin) } else { disk::open_stream(stdin, &options) });
     }
     if args.input.is_dir() {
         return Err(Failure::usage(format!("{what} is a folder, not a disk")));
     }
     let file = File::open(&args.input).context(|| "cannot open it");
-    Ok(file.and_then(|file| disk::open_file(file, &options)))
+    Ok(file.and_then(open))
 }
 
-/// The snapshot to compare with, as far as it was named.
-fn base(
-    args: &Args,
-    source: &dyn DiskSource,
-    session: &Session,
-    invocation: &Invocation,
-) -> Result<Option<BaseChoice>> {
-    let Some(name) = &args.base else {
-        if source.undelivered() == Undelivered::Zeros {
-            return Ok(None);
+/// A changed list, and the size of the disk that it was made against.
+struct Hint {
+    list: ChangedList,
+    base_size: u64,
+}
+
+impl Hint {
+    fn read(path: &Path, base: Option<Base>) -> Result<Self> {
+        let cannot = || format!("cannot use the changed list {}", path.display());
+        let mut text = Vec::new();
+        let len =
+            File::open(path).and_then(|file| file.take(LIST_LEN_MAX + 1).read_to_end(&mut text)).context(cannot)?;
+        if len as u64 > LIST_LEN_MAX {
+            return Err(Failure::usage(format!("{}: more than {}", cannot(), output::size(LIST_LEN_MAX))));
         }
-        let snapshots = invocation.snapshots_to_read(session)?.snapshots;
-        let text = format!(
-            "the input is a delta ({}): it holds only what changed against a base, and no --base is given",
-            source.format().name()
-        );
-        return Err(Failure::new(ErrorKind::Invalid, text).hint(select::bases(&snapshots, &args.vdi)));
-    };
+        let list = ChangedList::parse(&text).context(cannot)?;
+        let base = base.ok_or_else(|| Failure::usage(format!("{}: it has no base", cannot())))?;
+        Ok(Self { list, base_size: base.virtual_size })
+    }
+}
+
+/// The snapshot to compare with, and the size of the disk in it.
+#[derive(Clone, Copy)]
+struct Base {
+    snapshot: SnapshotId,
+    virtual_size: u64,
+}
+
+/// The base that was named; with a changed list, the newest snapshot unless another was named.
+fn base(args: &Args, session: &Session, invocation: &Invocation) -> Result<Option<Base>> {
+    let Some(name) = args.base.as_deref().or(args.changed.is_some().then_some("latest")) else { return Ok(None) };
     let snapshots = invocation.snapshots_to_read(session)?.snapshots;
     let chosen = select::base(&snapshots, name, &args.vdi)?;
-    Ok(Some(BaseChoice::Snapshot(chosen.snapshot.id)))
+    Ok(Some(Base { snapshot: chosen.snapshot.id, virtual_size: chosen.disk.tree.virtual_size }))
+}
+
+/// What is wrong with a delta that comes without a base.
+fn no_base(args: &Args, source: &dyn DiskSource, session: &Session, invocation: &Invocation) -> Result<Failure> {
+    let snapshots = invocation.snapshots_to_read(session)?.snapshots;
+    let text = format!(
+        "the input is a delta ({}): it holds only what changed against a base, and no --base is given",
+        source.format().name()
+    );
+    Ok(Failure::new(ErrorKind::Invalid, text).hint(select::bases(&snapshots, &args.vdi)))
 }
 
 fn read_metadata(named: &[(String, PathBuf)]) -> Result<BTreeMap<String, Vec<u8>>> {

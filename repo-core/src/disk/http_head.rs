@@ -4,6 +4,7 @@
 //! …`, into the body of the export, which then simply ends (`docs/sources.md`, section "VHD"). Such a head must neither
 //! be stored as content nor be reported as a mere malformed VHD.
 
+use super::quoted::quoted;
 use crate::error::{Error, Result};
 
 /// Refuses bytes that begin with an HTTP head, found at byte `offset` of the input.
@@ -41,17 +42,13 @@ fn status_at(bytes: &[u8]) -> Option<u16> {
     Some(value(hundreds) * 100 + value(tens) * 10 + value(ones))
 }
 
-/// The first line, cut and with everything unprintable replaced: it comes from outside and goes to a terminal.
+/// The first line.
 fn first_line(bytes: &[u8]) -> String {
-    let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
-    let shown = line.iter().take(LINE_LEN_MAX);
-    shown.map(|byte| if matches!(byte, b' '..=b'~') { char::from(*byte) } else { '?' }).collect()
+    quoted(bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default())
 }
 
 /// How much of the end of a broken stream is searched: more than any head XAPI writes.
 const HEAD_SEARCH_LEN: usize = 4096;
-/// How much of a status line is quoted.
-const LINE_LEN_MAX: usize = 80;
 
 #[cfg(test)]
 mod tests {
