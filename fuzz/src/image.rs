@@ -89,7 +89,7 @@ impl Image {
 
     /// How to open it.
     pub fn options(&self) -> SourceOptions {
-        SourceOptions { format: self.hint, spill_dir: std::env::temp_dir() }
+        SourceOptions { format: self.hint, spill_dir: std::env::temp_dir(), ..SourceOptions::default() }
     }
 
     /// Its length in bytes.

@@ -2,9 +2,9 @@
 
 mod check;
 mod completions;
+mod diff;
 mod forget;
 mod gc;
-mod diff;
 mod import;
 mod init;
 mod key;

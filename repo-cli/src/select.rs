@@ -391,7 +391,8 @@ pub(crate) mod tests {
     fn the_base_of_a_delta_is_the_same_vdi_unless_another_is_named() {
         let all = three();
         let chosen = disk(&all, "root", None, None).unwrap();
-        let found = |name| delta_base(&all, name, chosen, &now()).map(|base| (time(base.snapshot), base.disk.vdi.as_str()));
+        let found =
+            |name| delta_base(&all, name, chosen, &now()).map(|base| (time(base.snapshot), base.disk.vdi.as_str()));
         assert_eq!(found("1970-01-01T00:00:02Z").unwrap(), (2000, "root"));
         assert_eq!(found("abcd0002").unwrap(), (2000, "root"));
         assert_eq!(found("data").unwrap(), (2000, "data"));

@@ -20,6 +20,7 @@ use std::path::PathBuf;
 
 use self::changed::{ChangedList, HintedSource};
 use self::forward::ForwardReader;
+use self::qcow2::Qcow2FileSource;
 use self::raw::file_source::RawFileSource;
 use self::raw::stream_source::{RawStreamSource, StreamEnd};
 use self::vhd::file_source::VhdFileSource;
@@ -329,12 +330,14 @@ impl PresentBlocks {
 /// What the caller knows of the format of an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FormatHint {
-    /// Nothing: VHD is recognised by its footers, everything else is raw. What looks like a VHD and is not a sound
-    /// one is refused rather than taken as raw.
+    /// Nothing: VHD is recognised by its footers, qcow2 by its first bytes, everything else is raw. What looks like a
+    /// VHD or a qcow2 image and is not a sound one is refused rather than taken as raw.
     #[default]
     Auto,
     /// It is a VHD: dynamic, differencing or fixed.
     Vhd,
+    /// It is a qcow2 image.
+    Qcow2,
     /// Every byte is content of the disk, whatever it looks like.
     Raw,
 }
@@ -347,11 +350,14 @@ pub struct SourceOptions {
     /// Where the anonymous temporary file goes that a VHD stream with scattered blocks below 2 MiB may need. It
     /// holds content of the disk in the clear and at most as many bytes as the disk has.
     pub spill_dir: PathBuf,
+    /// The folder that a qcow2 image's backing file is looked for in, unless its name is absolute; `None` refuses
+    /// images with a backing file. What file that is says the image: whoever made it can have any file read.
+    pub backing: Option<PathBuf>,
 }
 
 impl Default for SourceOptions {
     fn default() -> Self {
-        Self { format: FormatHint::Auto, spill_dir: PathBuf::from("/var/tmp") }
+        Self { format: FormatHint::Auto, spill_dir: PathBuf::from("/var/tmp"), backing: None }
     }
 }
 
@@ -372,6 +378,7 @@ pub fn open_file(mut file: File, options: &SourceOptions) -> Result<Box<dyn Disk
             Ok(Box::new(RawFileSource::open_fixed_vhd(file, content_len_bytes)?))
         }
         Seekable::DynamicVhd => Ok(Box::new(VhdFileSource::open(file, end)?)),
+        Seekable::Qcow2 => Ok(Box::new(Qcow2FileSource::open(file, end, options.backing.as_deref())?)),
     }
 }
 
@@ -393,7 +400,7 @@ pub fn open_hinted(
     let (format, virtual_size) = match examine(&mut file, options)? {
         (Seekable::Raw, end) => (DiskFormat::Raw, end),
         (Seekable::FixedVhd { content_len_bytes }, _) => (DiskFormat::VhdFixed, content_len_bytes),
-        (Seekable::DynamicVhd, _) => {
+        (Seekable::DynamicVhd | Seekable::Qcow2, _) => {
             let text = "the changed list goes with a raw disk or a fixed VHD; import this image without it";
             return Err(Error::new(ErrorKind::Unsupported, text));
         }
@@ -406,6 +413,7 @@ enum Seekable {
     Raw,
     FixedVhd { content_len_bytes: u64 },
     DynamicVhd,
+    Qcow2,
 }
 
 fn is_seekable(file: &File) -> Result<bool> {
@@ -424,6 +432,14 @@ fn examine(file: &mut File, options: &SourceOptions) -> Result<(Seekable, u64)> 
     let head = read_sector(file, 0, end)?;
     let tail = read_sector(file, end.saturating_sub(SECTOR_LEN as u64), end)?;
     http_head::refuse(&head, 0)?;
+    if options.format == FormatHint::Qcow2 {
+        return Ok((Seekable::Qcow2, end));
+    }
+    // Only a whole fixed VHD may begin like a qcow2 image: a qcow2 image's last cluster may well end in a VHD's footer.
+    let is_fixed = matches!(trailer::fixed_content_len(&tail, end), Ok(Some(_)));
+    if options.format == FormatHint::Auto && qcow2::has_magic(&head) && !is_fixed {
+        return Ok((Seekable::Qcow2, end));
+    }
     match trailer::file_kind(&head, &tail, end)? {
         FileKind::Dynamic => Ok((Seekable::DynamicVhd, end)),
         FileKind::Fixed { content_len_bytes } => Ok((Seekable::FixedVhd { content_len_bytes }, end)),
@@ -443,11 +459,14 @@ pub fn open_stream(reader: impl Read + Send + 'static, options: &SourceOptions) 
     let head = &head[..head_len];
     refuse_empty(head.len() as u64)?;
     http_head::refuse(head, 0)?;
+    if options.format == FormatHint::Qcow2 || (options.format == FormatHint::Auto && qcow2::has_magic(head)) {
+        return Err(qcow2::no_stream());
+    }
     if options.format != FormatHint::Raw && Footer::has_cookie(head) {
         return Ok(Box::new(VhdStreamSource::open(reader, head, &options.spill_dir)?));
     }
     let end = match options.format {
-        FormatHint::Auto => StreamEnd::ContentOrFooter,
+        FormatHint::Auto | FormatHint::Qcow2 => StreamEnd::ContentOrFooter,
         FormatHint::Vhd => StreamEnd::Footer,
         FormatHint::Raw => StreamEnd::Content,
     };

@@ -25,9 +25,10 @@ use crate::{output, select, when};
 
 /// Store a disk as a new snapshot
 ///
-/// Reads a VHD (dynamic, fixed or differencing) or a raw disk from a file, a block device, a pipe, or stdin (-). Only what
-/// the repository does not hold yet is stored. A differencing VHD, as `xe vdi-export base=` makes it, is laid over the
-/// snapshot that --base names; the result is a full snapshot like any other. The snapshot exists once this command says so, and not before: after a failure, run
+/// Reads a VHD (dynamic, fixed or differencing) or a raw disk from a file, a block device, a pipe, or stdin (-), or a qcow2
+/// image from a file or a block device. Only what the repository does not hold yet is stored. A differencing VHD, as
+/// `xe vdi-export base=` makes it, is laid over the snapshot that --base names; the result is a full snapshot like any
+/// other. The snapshot exists once this command says so, and not before: after a failure, run
 /// it again; what was stored until then is not stored twice.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -49,9 +50,13 @@ pub(crate) struct Args {
     /// [default: now]
     #[arg(long, value_name = "WHEN")]
     time: Option<String>,
-    /// What the input is; auto refuses what looks like a VHD and is not a sound one
+    /// What the input is; auto refuses what looks like a VHD or qcow2 and is not a sound one
     #[arg(long, value_enum, default_value_t = Format::Auto)]
     format: Format,
+    /// Read the backing files that a qcow2 image names, too. An image can name any file of this machine: for images of
+    /// your own only
+    #[arg(long)]
+    allow_backing_file: bool,
     /// Read only what this list says has changed since the base; the rest is the base's, and a sample of it is compared. The
     /// output of `xe vdi-list-changed-blocks`, of `thin_delta`, or of `rbd diff --from-snap ... --format json`
     #[arg(long, value_name = "FILE")]
@@ -81,6 +86,7 @@ Examples:
   xe vdi-export uuid=$SNAP base=$BASE format=vhd filename= | cairn import --vdi $VDI --base latest -
   cairn import /dev/vg0/snap-web --vdi web-01-root --format raw
   cairn import --changed changed.base64 /dev/vg0/snap-web --vdi web-01-root --format raw
+  cairn import disk.qcow2 --vdi db-data
   cairn import disk.raw --vdi db-data --time \"2026-11-20 03:00\" --metadata vm.json=./vm.json";
 
 /// The most bytes of metadata that one snapshot takes.
@@ -93,6 +99,8 @@ enum Format {
     Auto,
     /// VHD: dynamic, differencing or fixed
     Vhd,
+    /// QEMU's format, from a file or a block device
+    Qcow2,
     /// Every byte is content of the disk
     Raw,
 }
@@ -169,6 +177,9 @@ fn open_source(args: &Args, hint: Option<&Hint>, what: &str) -> Result<repo_core
     let mut options = SourceOptions { format: args.format.hint(), ..SourceOptions::default() };
     if let Some(folder) = std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty()) {
         options.spill_dir = folder.into();
+    }
+    if args.allow_backing_file {
+        options.backing = Some(args.input.parent().map(Path::to_owned).unwrap_or_default());
     }
     let open = |file: File| match hint {
         Some(hint) => disk::open_hinted(file, &options, &hint.list, hint.base_size),
@@ -334,6 +345,7 @@ impl Format {
         match self {
             Self::Auto => FormatHint::Auto,
             Self::Vhd => FormatHint::Vhd,
+            Self::Qcow2 => FormatHint::Qcow2,
             Self::Raw => FormatHint::Raw,
         }
     }

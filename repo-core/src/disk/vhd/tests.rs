@@ -50,7 +50,7 @@ fn drain(mut source: Box<dyn DiskSource>) -> Result<Disk> {
 }
 
 fn options(format: FormatHint) -> SourceOptions {
-    SourceOptions { format, spill_dir: std::env::temp_dir() }
+    SourceOptions { format, spill_dir: std::env::temp_dir(), ..SourceOptions::default() }
 }
 
 fn file_with(bytes: &[u8]) -> File {
