@@ -189,8 +189,8 @@ pub trait DiskSource: Send {
         None
     }
 
-    /// Whether a delta relies on a list of changes that came from elsewhere and may be wrong: then what it does not
-    /// deliver is to be [sampled](Self::sample).
+    /// Whether a changed list chose the blocks to deliver. Such a list may be wrong: what it calls unchanged is to be
+    /// [sampled](Self::sample).
     fn is_hinted(&self) -> bool {
         false
     }
@@ -207,20 +207,6 @@ pub trait DiskSource: Send {
     /// there. `None` when it holds them all.
     fn held_sectors(&self) -> Option<&SectorMask> {
         None
-    }
-
-    /// Whether a changed list chose the blocks to deliver. Such a list is a claim: what it calls unchanged needs a
-    /// sample.
-    fn is_hinted(&self) -> bool {
-        false
-    }
-
-    /// Reads a block that the source did not deliver, where it can: for checking a hint. `false` when it cannot.
-    ///
-    /// # Errors
-    /// Those of [`next_block`](Self::next_block).
-    fn sample(&mut self, _index: BlockIndex, _buf: &mut BlockBuf) -> Result<bool> {
-        Ok(false)
     }
 
     /// Fills `buf` with the next block (all 2 MiB of it, zeros past the disk's end) and names it. Each block is

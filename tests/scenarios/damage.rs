@@ -122,13 +122,13 @@ impl Subject {
 
     /// Moves damaged packs to quarantine and imports the same disks again: every snapshot is whole.
     fn heal(&self, session: Session, report: &CheckReport, what: &str) {
-        let (session, repaired) = repair(session, report, &Silent).unwrap();
+        let repaired = repair(&session, report, &Silent).unwrap();
         let moved = if what.contains("deleted") { 0 } else { 1 };
         assert_eq!(repaired.quarantined.len(), moved, "{what}: {repaired:?}");
         let raw = SourceOptions { format: FormatHint::Raw, ..SourceOptions::default() };
         for (_, vdi, bytes) in &self.snapshots {
             let source = disk::open_stream(Cursor::new(bytes.clone()), &raw).unwrap();
-            let disks = vec![DiskInput { vdi: (*vdi).to_owned(), source }];
+            let disks = vec![DiskInput::new(*vdi, source)];
             backup(&session, disks, &BackupOptions { level: 1, ..BackupOptions::new(5_000_000) }, &Silent).unwrap();
         }
         assert_eq!(self.restorable(&session, what), self.snapshots.len(), "{what}: not healed");

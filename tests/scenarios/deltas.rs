@@ -24,7 +24,7 @@ use repo_tests::model::{BLOCK_PAGES, ModelDisk, mix};
 use repo_tests::vhd::{Vhd, Writer, id};
 
 fn options() -> SourceOptions {
-    SourceOptions { format: FormatHint::Auto, spill_dir: std::env::temp_dir() }
+    SourceOptions { format: FormatHint::Auto, spill_dir: std::env::temp_dir(), ..SourceOptions::default() }
 }
 
 fn stream(bytes: Vec<u8>) -> Box<dyn DiskSource> {

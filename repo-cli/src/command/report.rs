@@ -80,7 +80,7 @@ Examples:
   cairn report --json | jq .forecast.full";
 
 pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
-    let repository = invocation.open_repository()?;
+    let repository = std::sync::Arc::new(invocation.open_repository()?);
     let all = invocation.snapshots(&repository)?;
     invocation.terminal.take_signals()?;
     if let Some(vdi) = &args.vdi

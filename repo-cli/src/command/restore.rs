@@ -190,7 +190,7 @@ fn write(
     let tree = chosen.disk.tree;
     let plan = match base {
         None => RestorePlan::new(session, tree, options, &invocation.terminal),
-        Some(base) => RestorePlan::delta(session, &base.disk.tree, tree),
+        Some(base) => RestorePlan::delta(session, &base.disk.tree, tree, &invocation.terminal),
     };
     let plan = plan.map_err(fail)?;
     let params = params(destination, chosen, invocation).map_err(fail)?;

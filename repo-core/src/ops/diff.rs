@@ -40,6 +40,7 @@ pub struct DiffReport {
 /// # Errors
 /// `Corrupt` when a node is missing or damaged; `Unavailable`; `Interrupted`.
 pub fn diff(session: &Session, before: &Tree, after: &Tree, monitor: &dyn Monitor) -> Result<DiffReport> {
+    let _lease = session.begin_reading("diff", monitor)?;
     monitor.begin("comparing", None);
     let end = before.virtual_size.max(after.virtual_size);
     let mut report = DiffReport::default();

@@ -10,9 +10,11 @@ mod parts;
 pub mod policy;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::error::Result;
 use crate::id::SnapshotId;
+use crate::lease::Lease;
 use crate::monitor::Monitor;
 use crate::ops::usage::cache::measure_cached;
 use crate::ops::usage::{Usage, measure};
@@ -171,11 +173,12 @@ pub struct PolicyRow {
 /// # Errors
 /// Those of [`measure`].
 pub fn report(
-    repository: &Repository,
+    repository: &Arc<Repository>,
     snapshots: &[NamedSnapshot],
     options: &ReportOptions<'_>,
     monitor: &dyn Monitor,
 ) -> Result<Report> {
+    let _lease = Lease::put_if_writable(repository.clone(), "report")?;
     let keeps: Vec<Vec<bool>> = options.policies.iter().map(|policy| policy.keeps(snapshots)).collect();
     let parts = Parts::new(snapshots, options.periods);
     let uses = parts.uses(snapshots, &keeps);

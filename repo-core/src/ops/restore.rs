@@ -103,7 +103,8 @@ impl RestorePlan {
     ///
     /// # Errors
     /// `Corrupt` when a node is missing or damaged: what differs is then not known; `Unavailable`.
-    pub fn delta(session: &Session, base: &Tree, tree: Tree) -> Result<Self> {
+    pub fn delta(session: &Session, base: &Tree, tree: Tree, monitor: &dyn Monitor) -> Result<Self> {
+        let lease = session.begin_reading("restore", monitor)?;
         let mut leaves = Vec::new();
         let mut present = PresentBlocks::new(tree.virtual_size);
         for changed in ChangedBlocks::new(base, &tree, &*session.content) {
@@ -113,7 +114,7 @@ impl RestorePlan {
                 leaves.push((changed.block, changed.after));
             }
         }
-        Ok(Self { tree, leaves, holes: Vec::new(), present })
+        Ok(Self { tree, leaves, holes: Vec::new(), present, lease })
     }
 
     /// Which blocks are written. A target that must know its length beforehand needs this.

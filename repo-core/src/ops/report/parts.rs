@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::figures::{Figures, split};
 use super::{DayRow, DiskRow, Periods, SnapshotRow, VdiRow, VmRow};
 use crate::disk::vhd::plan::stream_len_bytes;
+use crate::disk::vhd::profile::Profile;
 use crate::ops::usage::{Bytes, TreeUse, Usage};
 use crate::snapshot::{Disk, NamedSnapshot};
 use crate::units::BLOCK_LEN;
@@ -264,7 +265,7 @@ impl Part {
 
 /// The VHD export of so many delivered bytes of a disk; none for a disk that a VHD cannot hold.
 pub(super) fn export_len(virtual_size: u64, delivered_bytes: u64) -> Option<u64> {
-    stream_len_bytes(virtual_size, delivered_bytes.div_ceil(BLOCK_LEN as u64)).ok()
+    stream_len_bytes(virtual_size, delivered_bytes.div_ceil(BLOCK_LEN as u64), &Profile::Portable).ok()
 }
 
 /// Bytes read and bytes changed; none when the record does not say. Records of before it was noted hold zeros.

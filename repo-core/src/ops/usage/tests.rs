@@ -46,7 +46,7 @@ impl Fixture {
         let disks = disks.iter().map(|(vdi, bytes)| {
             let options = SourceOptions { format: FormatHint::Raw, ..SourceOptions::default() };
             let source = open_stream(Cursor::new((*bytes).clone()), &options).unwrap();
-            DiskInput { vdi: (*vdi).to_owned(), source }
+            DiskInput::new(*vdi, source)
         });
         let options = BackupOptions { level: 1, ..BackupOptions::new(self.now_ms) };
         backup(&self.session, disks.collect(), &options, &Silent).unwrap().snapshot
