@@ -310,7 +310,7 @@ fn the_base_is_known_to_be_whole_or_looked_up_once_or_refused() {
     let error = fixture.backup_over(&session, "disk", source(), BaseChoice::Newest).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     assert!(error.to_string().starts_with("the base is damaged: run cairn check"), "{error:?}");
-    assert!(format!("{error:?}").contains("chunk"), "{error:?}");
+    assert!(format!("{error:?}").contains("is in no pack"), "{error:?}");
 }
 
 /// A whole disk, of which only some blocks are read because a list says that no others changed.

@@ -89,7 +89,7 @@ fn changed_lists_that_cannot_be_used_are_refused() {
     std::fs::write(inputs.path("other-disk.json"), far).unwrap();
     let import = |list: &str, input: &str| inputs.cairn(&["import", input, "--vdi", "disk", "--changed", list]);
     let (code, text) = fails(&mut import("nothing.json", "disk.raw"));
-    assert!(code == 1 && text.contains("VDI disk has no snapshot yet"), "{code}: {text}");
+    assert!(code == 1 && text.contains("VDI disk has no snapshot to be the base"), "{code}: {text}");
     run(&mut inputs.cairn(&["import", "disk.raw", "--vdi", "disk"]));
     for (list, input, words) in [
         ("missing", "disk.raw", "cannot use the changed list missing"),

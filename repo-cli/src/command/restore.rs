@@ -13,6 +13,7 @@ use repo_core::disk::vhd::plan::VhdParams;
 use repo_core::disk::vhd::profile::{ParentDisk, Profile};
 use repo_core::entropy::Entropy;
 use repo_core::error::{Error, ErrorKind};
+use repo_core::monitor::Monitor;
 use repo_core::ops::open::Session;
 use repo_core::ops::restore::in_place::InPlaceReport;
 use repo_core::ops::restore::{self, RestoreOptions, RestorePlan, RestoreReport};

@@ -224,6 +224,17 @@ impl PackStream {
     }
 }
 
+impl Drop for PackStream {
+    /// Waits for the packs under way: whoever drops a stream may go on to say that it stores nothing any more.
+    fn drop(&mut self) {
+        if let Some(Committer { packs, thread, .. }) = self.committer.take() {
+            drop(packs);
+            // What went wrong there is of no interest: the stream is given up.
+            let _ = thread.join();
+        }
+    }
+}
+
 impl Committer {
     fn start(index: Arc<Index>) -> Self {
         let (packs, queue) = bounded::<PackWriter>(1);

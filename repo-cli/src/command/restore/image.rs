@@ -78,7 +78,7 @@ impl Image<'_> {
     /// `Unsupported` for anything but a raw disk; those of the writers.
     pub(super) fn device(&self, file: File) -> Result<Target> {
         if self.format != Format::Raw {
-            let text = format!("a block device takes a raw disk, not {}: give --format raw", self.format.name());
+            let text = format!("a block device takes a raw disk, not a {}: give --format raw", self.format.name());
             return Err(Error::new(ErrorKind::Unsupported, text));
         }
         self.file(file)
