@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use repo_core::disk::Delivery;
 use repo_core::seal::Suite;
 use repo_core::units::PAGE_LEN;
 use repo_tests::cli::{cairn, json, run};
@@ -275,4 +276,58 @@ fn damage_is_told_and_ends_with_its_code() {
     assert_eq!(number(&out["repository"], "unreadable_bytes"), pack.len);
     assert_eq!(number(&out["repository"], "total_bytes"), number(&whole["repository"], "total_bytes"));
     assert!(!path.join("index/usage").exists(), "a result with damage in it is not kept");
+}
+
+#[test]
+fn a_snapshot_of_several_disks_is_told_apart_by_disk() {
+    let mut fixture = RepoFixture::small(Suite::Aes256Gcm);
+    let session = fixture.session();
+    let (one, two) = (ModelDisk::scattered(6 << 20, 2, 1), ModelDisk::scattered(9 << 20, 5, 2));
+    let both = vec![("one", one.source(Delivery::Ascending)), ("two", two.source(Delivery::Ascending))];
+    fixture.backup(&session, both).unwrap();
+    let mut changed = two.clone();
+    changed.pages.extend((0..100).map(|page| (page, 77_000 + page as u32)));
+    fixture.backup(&session, vec![("two", changed.source(Delivery::Ascending))]).unwrap();
+    drop(session);
+    let out = report(&fixture.path(), &[]);
+    let snapshot = &out["snapshots"][0];
+    assert_eq!((&snapshot["vdi"], number(snapshot, "snapshots")), (&"one, two".into(), 1));
+    for field in ["stored_bytes", "new_bytes", "allocated_bytes", "virtual_bytes"] {
+        assert_eq!(sum(&snapshot["disks"], field), number(snapshot, field), "{field}");
+    }
+    let record = lengths(&fixture.path().join("snapshots").join(snapshot["snapshot"].as_str().unwrap()));
+    // The two disks share nothing, so what the snapshot alone needs is what each of them alone needs, and the record.
+    assert_eq!(sum(&snapshot["disks"], "unique_bytes") + record, number(snapshot, "unique_bytes"));
+    // The record stays as long as the other disk does.
+    assert_eq!(out["vdis"][0]["unique_bytes"], snapshot["disks"][0]["unique_bytes"]);
+    let of_two = report(&fixture.path(), &["--vdi", "two"]);
+    assert_eq!(of_two["snapshots"][0]["unique_bytes"], snapshot["disks"][1]["unique_bytes"]);
+    assert_eq!((&of_two["repository"], &of_two["vms"][0]["unique_bytes"]), (&out["repository"], &Value::Null));
+}
+
+#[test]
+fn what_old_records_do_not_say_is_not_made_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/v1-none");
+    run(Command::new("cp").arg("-r").arg(sample).arg(folder.path()));
+    let path = folder.path().join("v1-none/repository");
+    let out = json(cairn(&path).env_remove("CAIRN_PASSPHRASE").arg("report"));
+    let repository = &out["repository"];
+    assert_eq!((&repository["exported_bytes"], &repository["changed_bytes"]), (&Value::Null, &Value::Null));
+    assert_eq!(number(repository, "unknown_disks"), number(repository, "snapshots"));
+    let objects: u64 = ["packs", "snapshots", "keys", "config"].iter().map(|name| lengths(&path.join(name))).sum();
+    assert_eq!(number(repository, "total_bytes"), objects);
+}
+
+#[test]
+fn forgetting_by_a_policy_frees_what_the_report_said() {
+    let fixture = nine_days();
+    let path = fixture.path();
+    let before = report(&path, &[]);
+    let policy = before["policies"].as_array().unwrap().iter().find(|row| row["policy"] == "7 daily").unwrap();
+    let forgotten = json(cairn(&path).args(["forget", "--keep-daily", "7"]));
+    assert_eq!(forgotten["forgotten"], policy["forgotten"]);
+    let after = report(&path, &[]);
+    let records = number(&before["repository"], "record_bytes") - number(&after["repository"], "record_bytes");
+    assert_eq!(number(&after["repository"], "reclaimable_bytes") + records, number(policy, "freed_bytes"));
 }

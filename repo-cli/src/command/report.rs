@@ -9,13 +9,14 @@ mod table;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::civil::Date;
-use jiff::tz::TimeZone;
 use repo_core::error::ResultExt;
 use repo_core::monitor::Monitor as _;
-use repo_core::ops::report::{Capacity, Periods, ReportOptions, policy, report};
+use repo_core::ops::report::{Capacity, ReportOptions, policy, report};
 use repo_core::repository::Repository;
+use repo_core::retention::calendar::Clock;
 
 use crate::exit::Exit;
 use crate::failure::{Failure, Result};
@@ -80,7 +81,7 @@ Examples:
   cairn report --json | jq .forecast.full";
 
 pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
-    let repository = std::sync::Arc::new(invocation.open_repository()?);
+    let repository = Arc::new(invocation.open_repository()?);
     let all = invocation.snapshots(&repository)?;
     invocation.terminal.take_signals()?;
     if let Some(vdi) = &args.vdi
@@ -89,13 +90,14 @@ pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
         let failure = Failure::new(repo_core::ErrorKind::NotFound, format!("no snapshot has the VDI {vdi}"));
         return Err(failure.hint("`cairn report --by vdi` lists them"));
     }
-    let zone = invocation.now.time_zone().clone();
-    let periods = |ms: i64| periods(ms, &zone);
-    let policies = policy::usual(&periods);
+    let zone = invocation.now.time_zone();
+    let offset = |ms: i64| zone.to_offset(output::timestamp(ms)).seconds();
+    let clock = Clock { now_ms: invocation.now_ms(), offset: &offset };
+    let policies = policy::usual();
     let cache = invocation.index_folder(&repository);
     let free = || free_bytes(&repository).map_or(Capacity::Unknown, Capacity::Free);
     let options = ReportOptions {
-        periods: &periods,
+        clock: &clock,
         vdi: args.vdi.as_deref(),
         policies: &policies,
         capacity: args.capacity.map_or_else(free, Capacity::Total),
@@ -154,20 +156,7 @@ fn free_bytes(repository: &Repository) -> Option<u64> {
     found.f_bavail.checked_mul(found.f_frsize)
 }
 
-/// The day, week, month and year of a moment in a time zone. Days are counted from 1970-01-01, weeks begin on Monday.
-fn periods(ms: i64, zone: &TimeZone) -> Periods {
-    let date = output::timestamp(ms).to_zoned(zone.clone()).date();
-    let day = days_since(date);
-    // 1970-01-01 was a Thursday.
-    let week = (day + 3).div_euclid(7);
-    Periods { day, week, month: i64::from(date.year()) * 12 + i64::from(date.month()), year: i64::from(date.year()) }
-}
-
 const FIRST_DAY: Date = Date::constant(1970, 1, 1);
-
-fn days_since(date: Date) -> i64 {
-    (date - FIRST_DAY).get_days().into()
-}
 
 /// A day by its number.
 fn date(day: i64) -> Date {
@@ -180,17 +169,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn days_are_those_of_the_time_zone_and_weeks_begin_on_monday() {
-        let zone = TimeZone::get("Europe/Berlin").unwrap();
-        let at = |text: &str| periods(text.parse::<jiff::Timestamp>().unwrap().as_millisecond(), &zone);
-        // A Sunday in summer time: 22:30 UTC is after midnight in Berlin, on Monday.
-        let (sunday, monday) = (at("2026-07-19T21:30:00Z"), at("2026-07-19T22:30:00Z"));
-        assert_eq!((monday.day - sunday.day, monday.week - sunday.week), (1, 1));
-        assert_eq!(date(monday.day).to_string(), "2026-07-20");
-        assert_eq!(monday.month, 2026 * 12 + 7);
-        for day in [i64::MIN, -1, 0, 20_000, i64::MAX] {
-            let _ = date(day);
-        }
-        assert_eq!(date(periods(i64::MIN, &zone).day).year(), -9999);
+    fn days_are_counted_from_1970_and_never_out_of_range() {
+        let days = [-1, 0, 20_654, i64::MIN, i64::MAX].map(|day| date(day).to_string());
+        assert_eq!(days[..3], ["1969-12-31", "1970-01-01", "2026-07-20"]);
+        assert_eq!(days[3..], [Date::MIN.to_string(), Date::MAX.to_string()]);
     }
 }

@@ -12,6 +12,7 @@ pub mod policy;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::annotation::{self, Annotations};
 use crate::error::Result;
 use crate::id::SnapshotId;
 use crate::lease::Lease;
@@ -19,27 +20,14 @@ use crate::monitor::Monitor;
 use crate::ops::usage::cache::measure_cached;
 use crate::ops::usage::{Usage, measure};
 use crate::repository::Repository;
+use crate::retention::calendar::Clock;
 use crate::snapshot::NamedSnapshot;
 
 use exports::VdiExports;
 use figures::{Figures, Ratios};
 use forecast::Forecast;
 use parts::Parts;
-use policy::Policy;
-
-/// The day, week, month and year a moment lies in, in the time zone of whoever asks. Any numbers that grow with time; `day`
-/// grows by one from day to day.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Periods {
-    /// The day.
-    pub day: i64,
-    /// The week.
-    pub week: i64,
-    /// The month.
-    pub month: i64,
-    /// The year.
-    pub year: i64,
-}
+use policy::NamedPolicy;
 
 /// How much room there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,12 +42,12 @@ pub enum Capacity {
 
 /// What to report.
 pub struct ReportOptions<'a> {
-    /// In which periods a moment lies, in milliseconds since the Unix epoch.
-    pub periods: &'a dyn Fn(i64) -> Periods,
+    /// The time now, and the time zone that days begin in.
+    pub clock: &'a Clock<'a>,
     /// Only rows of this VDI. The repository, policies and forecast stay those of all.
     pub vdi: Option<&'a str>,
     /// What would be kept by these policies, at most [`KEEP_SETS_MAX`](super::usage::KEEP_SETS_MAX).
-    pub policies: &'a [Policy<'a>],
+    pub policies: &'a [NamedPolicy],
     /// The bytes that all objects together may take.
     pub capacity: Capacity,
     /// How many days back from the newest snapshot growth is looked at.
@@ -145,7 +133,7 @@ pub struct DiskRow {
 /// A day.
 #[derive(Debug, Clone)]
 pub struct DayRow {
-    /// Its number, as [`Periods`] has it.
+    /// Its number, counted from 1970-01-01.
     pub day: i64,
     /// Figures of the snapshots of the day.
     pub figures: Figures,
@@ -179,8 +167,10 @@ pub fn report(
     monitor: &dyn Monitor,
 ) -> Result<Report> {
     let _lease = Lease::put_if_writable(repository.clone(), "report")?;
-    let keeps: Vec<Vec<bool>> = options.policies.iter().map(|policy| policy.keeps(snapshots)).collect();
-    let parts = Parts::new(snapshots, options.periods);
+    let annotations = read_annotations(repository, monitor)?;
+    let keeps = |policy: &NamedPolicy| policy.keeps(snapshots, &annotations, options.clock);
+    let keeps: Vec<Vec<bool>> = options.policies.iter().map(keeps).collect();
+    let parts = Parts::new(snapshots, options.clock);
     let uses = parts.uses(snapshots, &keeps);
     let usage = match options.cache {
         Some(folder) => measure_cached(repository, &uses, keeps.len(), folder, monitor)?,
@@ -208,17 +198,24 @@ pub fn report(
     })
 }
 
+/// What is said of snapshots. What cannot be read is told: it may protect some, and a policy then frees less.
+fn read_annotations(repository: &Repository, monitor: &dyn Monitor) -> Result<Annotations> {
+    let (annotations, errors) = annotation::read_all(repository)?;
+    errors.iter().for_each(|(_, error)| monitor.damage(error));
+    Ok(annotations)
+}
+
 fn policy_rows(
-    policies: &[Policy<'_>],
+    policies: &[NamedPolicy],
     keeps: &[Vec<bool>],
     snapshots: &[NamedSnapshot],
     usage: &Usage,
 ) -> Vec<PolicyRow> {
-    let row = |((policy, keeps), freed): ((&Policy<'_>, &Vec<bool>), &u64)| {
+    let row = |((policy, keeps), freed): ((&NamedPolicy, &Vec<bool>), &u64)| {
         let kept = keeps.iter().filter(|keep| **keep).count() as u64;
         let records: u64 = snapshots.iter().zip(keeps).filter(|(_, keep)| !**keep).map(|(named, _)| named.len).sum();
         PolicyRow {
-            name: policy.name().to_owned(),
+            name: policy.name.clone(),
             kept_count: kept,
             forgotten_count: keeps.len() as u64 - kept,
             freed_bytes: freed + records,

@@ -28,12 +28,15 @@ mod trees;
 
 pub use owners::{DIMENSIONS, Labels};
 
-use crate::config::CONFIG_LEN_MAX;
-use crate::error::Result;
+use std::collections::BTreeSet;
+
+use crate::error::{ErrorKind, Result};
+use crate::id::PackId;
 use crate::manifest::Tree;
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::store::ObjectName;
+use crate::store::{Listed, ObjectName};
+use crate::tombstone;
 
 use directories::Directories;
 use owners::OwnerTable;
@@ -83,7 +86,7 @@ pub struct Usage {
     pub unreadable: u64,
     /// Snapshot records.
     pub records: u64,
-    /// The configuration and the key slots.
+    /// The configuration, key slots, annotations and tombstones. Leases of running commands are not counted.
     pub other: u64,
     /// Packs that are there.
     pub pack_count: u64,
@@ -131,13 +134,12 @@ impl Usage {
 /// `keep_sets` is how many bits of [`TreeUse::kept`] mean anything.
 ///
 /// # Errors
-/// `NotFound` when a pack vanished meanwhile: run again. `Unauthenticated` without the structure key; `Unavailable`;
-/// `Interrupted`. Damage is told to the monitor and counted.
+/// `Unauthenticated` without the structure key; `Unavailable`; `Interrupted`. Damage is told to the monitor and counted.
+/// Packs that are deleted meanwhile are not counted; without a lease of the caller, some that are needed may be.
 pub fn measure(repository: &Repository, uses: &[TreeUse], keep_sets: usize, monitor: &dyn Monitor) -> Result<Usage> {
     assert!(keep_sets <= KEEP_SETS_MAX, "a summary has {KEEP_SETS_MAX} bits");
     let mut usage = object_lengths(repository)?;
-    let packs = repository.store.list_packs()?;
-    usage.pack_count = packs.len() as u64;
+    let packs = packs(repository, monitor)?;
     let mut owners = OwnerTable::default();
 
     let mut chunks = ChunkTable::new(0, 1);
@@ -176,10 +178,33 @@ pub fn measure(repository: &Repository, uses: &[TreeUse], keep_sets: usize, moni
 
 fn object_lengths(repository: &Repository) -> Result<Usage> {
     let store = &repository.store;
-    let slots: u64 = store.list_slots()?.iter().map(|slot| slot.len).sum();
-    let config = store.len(ObjectName::Config)?.min(CONFIG_LEN_MAX);
-    let records = store.list_snapshots()?.iter().map(|record| record.len).sum();
-    Ok(Usage { records, other: slots + config, ..Usage::default() })
+    let records = lengths(&store.list_snapshots()?);
+    let config = store.len(ObjectName::Config)?;
+    let small =
+        [lengths(&store.list_slots()?), lengths(&store.list_annotations()?), lengths(&store.list_tombstones()?)];
+    let other = config + small.iter().sum::<u64>();
+    Ok(Usage { records, other, ..Usage::default() })
+}
+
+fn lengths<Id>(listed: &[Listed<Id>]) -> u64 {
+    listed.iter().map(|object| object.len).sum()
+}
+
+/// The packs that are there, condemned ones last: of copies the first counts, and those in condemned packs are to go.
+fn packs(repository: &Repository, monitor: &dyn Monitor) -> Result<Vec<Listed<PackId>>> {
+    let mut condemned = BTreeSet::new();
+    for listed in repository.store.list_tombstones()? {
+        match tombstone::read(repository, listed.id) {
+            Ok(tombstone) => condemned.extend(tombstone.packs),
+            // Another process was done with it.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) if error.is_damage() => monitor.damage(&error),
+            Err(error) => return Err(error),
+        }
+    }
+    let mut packs = repository.store.list_packs()?;
+    packs.sort_by_key(|pack| (condemned.contains(&pack.id), pack.id));
+    Ok(packs)
 }
 
 #[cfg(test)]

@@ -57,6 +57,11 @@ impl Local {
         Self { seconds: time_ms.div_euclid(1000) + i64::from((clock.offset)(time_ms)) }
     }
 
+    /// The number of the day, counted from 1970-01-01.
+    pub fn day(self) -> i64 {
+        self.days()
+    }
+
     fn days(self) -> i64 {
         self.seconds.div_euclid(DAY)
     }

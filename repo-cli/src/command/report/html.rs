@@ -113,7 +113,7 @@ fn charts(out: &ReportOut) -> String {
         figure(
             "biggest",
             "Biggest disks",
-            "Stored at import. <b class=\"key\">Dark</b>: what no other disk needs, now.",
+            "Stored at import. <b class=\"key\">Strong</b>: what no other disk needs, now.",
             bars("Biggest disks by stored bytes", &biggest(out)),
         ),
         figure(
@@ -258,7 +258,7 @@ fn accounting(out: &ReportOut) -> String {
         ("Manifests in use", repository.manifest_bytes),
         ("Headers and directories of packs", repository.overhead_bytes),
         ("Snapshot records", repository.record_bytes),
-        ("Configuration and keys", repository.other_bytes),
+        ("Configuration, keys, remarks", repository.other_bytes),
         ("Needed by no snapshot", repository.dead_bytes),
         ("Further copies", repository.duplicate_bytes),
         ("In unreadable packs", repository.unreadable_bytes),

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::figures::{Figures, split};
-use super::{DayRow, DiskRow, Periods, SnapshotRow, VdiRow, VmRow};
+use super::{DayRow, DiskRow, SnapshotRow, VdiRow, VmRow};
 use crate::disk::vhd::plan::stream_len_bytes;
 use crate::disk::vhd::profile::Profile;
 use crate::ops::usage::{Bytes, TreeUse, Usage};
+use crate::retention::calendar::{Clock, Local};
 use crate::snapshot::{Disk, NamedSnapshot};
 use crate::units::BLOCK_LEN;
 
@@ -63,7 +64,7 @@ pub(super) struct Rows {
 }
 
 impl Parts {
-    pub(super) fn new(snapshots: &[NamedSnapshot], periods: &dyn Fn(i64) -> Periods) -> Self {
+    pub(super) fn new(snapshots: &[NamedSnapshot], clock: &Clock<'_>) -> Self {
         let vdis: BTreeSet<&str> =
             snapshots.iter().flat_map(|named| &named.snapshot.disks).map(|disk| &*disk.vdi).collect();
         let vms: BTreeSet<(bool, Option<&str>)> =
@@ -75,7 +76,7 @@ impl Parts {
         let mut seen = BTreeSet::new();
         for (at, named) in snapshots.iter().enumerate() {
             all.records.push((named.len, all.parts.len()));
-            let day = periods(named.snapshot.time_ms).day;
+            let day = Local::at(named.snapshot.time_ms, clock).day();
             for (disk_at, (disk, (new_bytes, stored_bytes))) in
                 named.snapshot.disks.iter().zip(split_over_disks(named)).enumerate()
             {

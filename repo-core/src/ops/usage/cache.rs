@@ -1,6 +1,6 @@
 //! A finished measurement, kept beside the index: an unchanged repository is answered at once.
 //!
-//! The name of what is kept is a hash of all that the result depends on: the packs and records that are there, and how
+//! The name of what is kept is a hash of all that the result depends on: the objects that are there, and how
 //! the uses were grouped. Any change makes another name, so a stale result is never taken. The file is a cache like the
 //! index: it holds numbers only, it may be deleted, and what cannot be read is measured anew.
 
@@ -81,17 +81,17 @@ fn key(repository: &Repository, uses: &[TreeUse], keep_sets: usize) -> Result<Ke
         labels.iter().for_each(|label| number(u64::from(*label)));
         number(u64::from(*kept));
     }
-    let packs = store.list_packs()?;
-    hasher.update(&(packs.len() as u64).to_le_bytes());
-    for pack in packs {
-        hasher.update(&pack.id.0).update(&pack.len.to_le_bytes());
-    }
-    for record in store.list_snapshots()? {
-        hasher.update(&record.id.0).update(&record.len.to_le_bytes());
-    }
-    for slot in store.list_slots()? {
-        hasher.update(&slot.id.0).update(&slot.len.to_le_bytes());
-    }
+    let mut objects = |kind: u8, listed: Vec<([u8; 32], u64)>| {
+        hasher.update(&[kind]).update(&(listed.len() as u64).to_le_bytes());
+        for (id, len) in listed {
+            hasher.update(&id).update(&len.to_le_bytes());
+        }
+    };
+    objects(0, store.list_packs()?.iter().map(|pack| (pack.id.0, pack.len)).collect());
+    objects(1, store.list_snapshots()?.iter().map(|record| (record.id.0, record.len)).collect());
+    objects(2, store.list_slots()?.iter().map(|slot| (slot.id.0, slot.len)).collect());
+    objects(3, store.list_annotations()?.iter().map(|annotation| (annotation.id.0, annotation.len)).collect());
+    objects(4, store.list_tombstones()?.iter().map(|tombstone| (tombstone.id.0, tombstone.len)).collect());
     hasher.update(repository.config.id.as_bytes());
     Ok(*hasher.finalize().as_bytes())
 }

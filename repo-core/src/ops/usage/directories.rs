@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::Usage;
 use super::owners::{NOBODY, OwnerId};
 use super::table::ChunkTable;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::{NodeId, PackId};
 use crate::monitor::{Monitor, check_cancelled};
 use crate::pack::Content;
@@ -50,7 +50,7 @@ pub(super) struct Directories {
 impl Directories {
     /// Reads the directories of `packs`, puts chunks into `chunks`, and adds what is in no entry to `usage`.
     ///
-    /// Of copies the first counts, in the order of the packs' ids.
+    /// Of copies the first counts.
     pub(super) fn read(
         repository: &Repository,
         packs: Vec<Listed<PackId>>,
@@ -64,6 +64,7 @@ impl Directories {
                 Ok(pack) => pack,
                 Err(error) if error.is_damage() => {
                     usage.unreadable += listed.len;
+                    usage.pack_count += 1;
                     monitor.damage(&error);
                     return Ok(());
                 }
@@ -72,6 +73,7 @@ impl Directories {
             let sealed: u64 =
                 pack.directory().frames().iter().map(frame_overhead).map(|(in_entries, _)| in_entries).sum();
             usage.overhead += listed.len - sealed;
+            usage.pack_count += 1;
             match pack.content() {
                 Content::Data => {
                     add_chunks(&pack, chunks);
@@ -131,7 +133,7 @@ impl Directories {
     }
 }
 
-/// Opens `packs` in batches on all cores and hands them out in their order.
+/// Opens `packs` in batches on all cores and hands them out in their order. Those that are gone are left out.
 fn for_each(
     repository: &Repository,
     packs: &[Listed<PackId>],
@@ -145,7 +147,11 @@ fn for_each(
         let opened: Vec<_> =
             batch.par_iter().map(|pack| PackReader::open(store, pack.id, pack.len, config, keys)).collect();
         for (listed, opened) in batch.iter().zip(opened) {
-            take(listed, opened)?;
+            match opened {
+                // Condemned, and deleted since it was listed.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                opened => take(listed, opened)?,
+            }
             monitor.advance(listed.len);
         }
     }
