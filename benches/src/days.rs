@@ -1,5 +1,6 @@
 //! Whole backups and restores in this process, beside the floors: loops that do only what cannot be left out.
 
+use std::collections::HashSet;
 use std::error::Error;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -12,6 +13,7 @@ use repo_core::disk::{SourceOptions, open_file};
 use repo_core::entropy::Entropy;
 use repo_core::frame;
 use repo_core::keys::slot::{Argon2Cost, Unlock};
+use repo_core::manifest::walk::{Leaves, leaf_runs};
 use repo_core::monitor::Silent;
 use repo_core::ops::backup::{BackupOptions, DiskInput, backup};
 use repo_core::ops::open::{Session, open_session};
@@ -40,7 +42,10 @@ pub(crate) fn run(images: &[PathBuf]) -> Outcome<()> {
         seconds.push(timed(&format!("back up {}", image.display()), || back_up(&session, image, day))?);
     }
     let restored = folder.path().join("restored.raw");
+    count_frames(&session)?;
+    let before = session.content.decoded_frame_count();
     timed("restore the last image to a file", || restore_last(&session, &restored))?;
+    println!("  frames decoded  {}", session.content.decoded_frame_count() - before);
     println!("first backup / floor   {:.2}", floor_first / seconds[0]);
     println!("last backup / floor    {:.2}", floor_reread / seconds[seconds.len() - 1]);
     let same = std::process::Command::new("cmp").arg(&restored).arg(&images[images.len() - 1]).status()?.success();
@@ -82,6 +87,21 @@ fn restore_last(session: &Session, path: &Path) -> Outcome<()> {
     let plan = RestorePlan::new(session, tree, RestoreOptions::default(), &Silent)?;
     let sink = RawFileSink::create(File::create(path)?, tree.virtual_size)?;
     restore(session, plan, Target::File(Box::new(sink)), RestoreOptions::default(), &Silent)?;
+    Ok(())
+}
+
+/// What the restore of the last image cannot do without: each frame that holds any of it, once.
+fn count_frames(session: &Session) -> Outcome<()> {
+    let (snapshots, _) = repo_core::snapshot::read_all(&session.repository)?;
+    let tree = snapshots.last().ok_or("no snapshot")?.snapshot.disks[0].tree;
+    let (mut frames, mut chunks) = (HashSet::new(), 0_u64);
+    for leaf in Leaves::new(&tree, &*session.content) {
+        let ids: Vec<_> = leaf_runs(&*session.content, leaf?.1)?.iter().map(|run| run.id.into()).collect();
+        chunks += ids.len() as u64;
+        let found = session.content.locate(&ids)?;
+        frames.extend(found.iter().flatten().map(|location| (location.pack, location.frame)));
+    }
+    println!("  the last image has {chunks} chunks in {} frames", frames.len());
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 mod prefetch;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
@@ -30,6 +31,7 @@ pub struct ContentReader {
     prefetch: Prefetch,
     packs: Cache<PackNumber, Arc<PackReader>, DirectoryEntries>,
     frames: Cache<(PackNumber, u16), Arc<Vec<u8>>, FrameBytes>,
+    decoded: AtomicU64,
 }
 
 #[derive(Clone)]
@@ -59,7 +61,7 @@ impl ContentReader {
         let hasher = NodeHasher::new(&repository.keys)?;
         let packs = Cache::with_weighter(CACHE_ITEMS, DIRECTORY_ENTRIES_MAX, DirectoryEntries);
         let frames = Cache::with_weighter(CACHE_ITEMS, FRAMES_LEN_MAX, FrameBytes);
-        Ok(Self { repository, index, hasher, prefetch: Prefetch::default(), packs, frames })
+        Ok(Self { repository, index, hasher, prefetch: Prefetch::default(), packs, frames, decoded: AtomicU64::new(0) })
     }
 
     /// The index that entries are looked up in.
@@ -84,11 +86,17 @@ impl ContentReader {
         })
     }
 
+    /// Frames read and decoded so far: what a plan costs shows here.
+    pub fn decoded_frame_count(&self) -> u64 {
+        self.decoded.load(Ordering::Relaxed)
+    }
+
     /// A decoded frame, not kept in memory.
     ///
     /// # Errors
     /// `Corrupt` naming pack and frame; `NotFound`, `Unavailable`.
     pub fn read_frame(&self, pack: PackNumber, frame: u16) -> Result<Vec<u8>> {
+        self.decoded.fetch_add(1, Ordering::Relaxed);
         self.pack(pack)?.read_frame(&self.repository.store, u32::from(frame))
     }
 

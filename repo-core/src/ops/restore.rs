@@ -20,7 +20,7 @@ use crate::manifest::walk::Leaves;
 use crate::monitor::{Monitor, check_cancelled};
 use crate::ops::open::Session;
 use crate::units::{BLOCK_LEN, BlockIndex, block_count};
-use window::{Loss, WindowBuffer, WindowPlan};
+use window::{FrameKeeper, Loss, WindowBuffer, WindowPlan};
 
 /// Blocks in one window. Two windows are in memory: one being filled, one being written.
 const WINDOW: usize = 48;
@@ -181,11 +181,17 @@ impl Restore<'_> {
                 Ok::<_, Error>(target)
             });
             let mut spare = vec![WindowBuffer::new(), WindowBuffer::new()];
-            for window in leaves.chunks(WINDOW) {
+            let mut keeper = FrameKeeper::default();
+            let mut windows = leaves.chunks(WINDOW);
+            let mut next = windows.next().map(|window| self.plan(window)).transpose()?;
+            while let Some((window, plan)) = next.take() {
+                // Planned one ahead: frames are kept that the window after this one needs, too.
+                next = windows.next().map(|window| self.plan(window)).transpose()?;
+                keeper.turn(next.as_ref().map(|(_, plan)| plan));
                 // No buffer comes back from a writer that failed: its error is taken below.
                 let Some(mut buffer) = spare.pop().or_else(|| free.recv().ok()) else { break };
                 buffer.reset(window.iter().map(|(block, _)| *block));
-                self.window(window, &buffer)?;
+                self.window(window, &plan, &keeper, &buffer)?;
                 if filled.send(buffer).is_err() {
                     break;
                 }
@@ -196,12 +202,22 @@ impl Restore<'_> {
         })
     }
 
-    fn window(&mut self, leaves: &[(BlockIndex, NodeId)], buffer: &WindowBuffer) -> Result<()> {
+    fn plan<'w>(&mut self, window: &'w [(BlockIndex, NodeId)]) -> Result<(&'w [(BlockIndex, NodeId)], WindowPlan)> {
         check_cancelled(self.monitor)?;
-        let plan = WindowPlan::new(&self.session.content, leaves, self.virtual_size, &mut |loss| {
+        let plan = WindowPlan::new(&self.session.content, window, self.virtual_size, &mut |loss| {
             self.options.lose(self.monitor, &mut self.holes, loss)
         })?;
-        let outcome = plan.run(&self.session.content, &self.hasher, buffer, self.monitor);
+        Ok((window, plan))
+    }
+
+    fn window(
+        &mut self,
+        leaves: &[(BlockIndex, NodeId)],
+        plan: &WindowPlan,
+        keeper: &FrameKeeper,
+        buffer: &WindowBuffer,
+    ) -> Result<()> {
+        let outcome = plan.run(&self.session.content, keeper, &self.hasher, buffer, self.monitor);
         for loss in outcome.losses {
             self.options.lose(self.monitor, &mut self.holes, loss)?;
         }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
-use super::window::{Loss, WindowBuffer, WindowPlan, disk_range};
+use super::window::{FrameKeeper, Loss, WindowBuffer, WindowPlan, disk_range};
 use super::{Holes, RestoreOptions, RestorePlan};
 use crate::chunk::{ChunkHasher, Chunker, Run};
 use crate::disk::BlockBuf;
@@ -233,7 +233,7 @@ impl InPlace<'_> {
             }
         }
         let plan = WindowPlan::locate(&session.content, chunks, &mut lose)?;
-        let outcome = plan.run(&session.content, &self.chunk_hasher, &self.wanted, *monitor);
+        let outcome = plan.run(&session.content, &FrameKeeper::default(), &self.chunk_hasher, &self.wanted, *monitor);
         outcome.losses.into_iter().try_for_each(lose)
     }
 

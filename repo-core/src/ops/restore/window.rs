@@ -1,7 +1,9 @@
 //! One window of a restore: its chunks sorted by where they are stored, then read and checked on all cores into a
 //! buffer, which is written in order and in large pieces.
 
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rayon::prelude::*;
@@ -19,6 +21,12 @@ use crate::units::{BLOCK_LEN, BlockIndex, PAGE_LEN, PAGES_PER_BLOCK};
 
 /// Look-ups given to the index at once.
 const LOOKUP_BATCH: usize = 4096;
+
+/// Decoded frames kept from one window to the next, in bytes.
+const KEPT_LEN_MAX: usize = 64 * 1024 * 1024;
+
+/// A frame: its pack, and its position there.
+type FrameKey = (PackNumber, u16);
 
 /// A chunk and one place where it goes.
 struct Placed {
@@ -108,6 +116,7 @@ impl WindowPlan {
     pub(super) fn run(
         &self,
         content: &ContentReader,
+        keeper: &FrameKeeper,
         hasher: &ChunkHasher,
         buffer: &WindowBuffer,
         monitor: &dyn Monitor,
@@ -120,7 +129,7 @@ impl WindowPlan {
                     let error = Error::new(ErrorKind::Interrupted, "interrupted");
                     return WindowOutcome { written_bytes: 0, losses: vec![Loss::of(placed, error)] };
                 }
-                restore_frame(content, hasher, buffer, placed)
+                restore_frame(content, keeper, hasher, buffer, placed)
             })
             .reduce(WindowOutcome::default, |mut all, one| {
                 all.written_bytes += one.written_bytes;
@@ -130,7 +139,47 @@ impl WindowPlan {
     }
 }
 
-fn frame_of(placed: &Placed) -> (PackNumber, u16) {
+/// Frames that two windows running need. A frame holds what was new in one stretch of the disk in one backup, and where a
+/// window ends, one of each backup is cut in two.
+#[derive(Default)]
+pub(super) struct FrameKeeper {
+    /// Kept from the window before.
+    held: HashMap<FrameKey, Arc<Vec<u8>>>,
+    /// What the window after this one needs.
+    wanted: HashSet<FrameKey>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    frames: HashMap<FrameKey, Arc<Vec<u8>>>,
+    len: usize,
+}
+
+impl FrameKeeper {
+    /// A window begins, and `next` comes after it.
+    pub(super) fn turn(&mut self, next: Option<&WindowPlan>) {
+        self.held = std::mem::take(&mut *self.kept.lock()).frames;
+        self.wanted = next.map(|plan| plan.placed.iter().map(frame_of).collect()).unwrap_or_default();
+    }
+
+    fn frame(&self, content: &ContentReader, key: FrameKey) -> Result<Arc<Vec<u8>>> {
+        let frame = match self.held.get(&key) {
+            Some(frame) => frame.clone(),
+            None => content.cached_frame(key.0, key.1)?,
+        };
+        if self.wanted.contains(&key) {
+            let mut kept = self.kept.lock();
+            if kept.len + frame.len() <= KEPT_LEN_MAX {
+                kept.len += frame.len();
+                kept.frames.insert(key, frame.clone());
+            }
+        }
+        Ok(frame)
+    }
+}
+
+fn frame_of(placed: &Placed) -> FrameKey {
     (placed.location.pack, placed.location.frame)
 }
 
@@ -146,13 +195,13 @@ pub(super) fn disk_range(block: BlockIndex, run: &Run, virtual_size: u64) -> Res
 
 fn restore_frame(
     content: &ContentReader,
+    keeper: &FrameKeeper,
     hasher: &ChunkHasher,
     buffer: &WindowBuffer,
     placed: &[Placed],
 ) -> WindowOutcome {
     let mut outcome = WindowOutcome::default();
-    let (pack, frame) = frame_of(&placed[0]);
-    let decoded = match content.cached_frame(pack, frame) {
+    let decoded = match keeper.frame(content, frame_of(&placed[0])) {
         Ok(decoded) => decoded,
         Err(error) => {
             outcome.losses.push(Loss::of(placed, error));
