@@ -8,6 +8,7 @@ use std::process::Command;
 use proptest::prelude::*;
 use repo_core::disk::raw::in_place::InPlaceFile;
 use repo_core::id::SnapshotId;
+use repo_core::manifest::walk::{Leaves, leaf_runs};
 use repo_core::monitor::Silent;
 use repo_core::ops::diff::diff;
 use repo_core::ops::open::Session;
@@ -429,4 +430,34 @@ fn the_command_tells_what_differs_between_two_states() {
     let same = json(states.cairn().args(["diff", "latest", "latest"]));
     assert_eq!((&same["disks"][0]["changed_bytes"], &same["disks"][0]["ranges"]), (&0.into(), &serde_json::json!([])));
     assert_eq!(fails(states.cairn().args(["diff", "latest", "nothing"])).0, 1);
+}
+
+#[test]
+fn a_restore_decodes_each_frame_once_although_windows_cut_them_in_two() {
+    let mut fixture = RepoFixture::ordinary(Suite::None);
+    let session = fixture.session();
+    // Every window is larger than the frame cache, and each backup leaves frames that reach from one into the next.
+    let mut disk = ModelDisk::scattered(300 << 20, 1, 1);
+    let mut id = fixture.backup_model(&session, "disk", &disk).snapshot.id;
+    for round in 0..6 {
+        let pages = disk.virtual_size / PAGE_LEN as u64;
+        disk.pages.extend((round * 13..pages).step_by(97).map(|page| (page, (page * 7 + round) as u32)));
+        id = fixture.backup_model(&session, "disk", &disk).snapshot.id;
+    }
+    drop(session);
+    let session = fixture.session();
+    let tree = snapshot::read(&session.repository, id).unwrap().snapshot.disks[0].tree;
+    let mut frames = BTreeSet::new();
+    for leaf in Leaves::new(&tree, &*session.content) {
+        let runs = leaf_runs(&*session.content, leaf.unwrap().1).unwrap();
+        let found = session.content.locate(&runs.iter().map(|run| run.id.into()).collect::<Vec<_>>()).unwrap();
+        frames.extend(found.iter().flatten().map(|location| (location.pack, location.frame)));
+    }
+    let before = session.content.decoded_frame_count();
+    let target = fixture.folder.path().join("target");
+    repo_tests::fixture::restore_file(&session, id, "disk", &target).unwrap();
+    let decoded = session.content.decoded_frame_count() - before;
+    let (least, nodes) = (frames.len() as u64, before);
+    // Frames of nodes may have been pushed out of the cache and be read again.
+    assert!((least..=least + nodes).contains(&decoded), "{decoded} decoded, {least} needed, {nodes} of nodes");
 }
