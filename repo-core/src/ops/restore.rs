@@ -23,7 +23,7 @@ use crate::units::{BLOCK_LEN, BlockIndex, block_count};
 use window::{FrameKeeper, Loss, WindowBuffer, WindowPlan};
 
 /// Blocks in one window. Two windows are in memory: one being filled, one being written.
-const WINDOW: usize = 48;
+const WINDOW: usize = 40;
 
 /// Where a disk is restored to.
 pub enum Target {

@@ -23,7 +23,7 @@ use crate::units::{BLOCK_LEN, BlockIndex, PAGE_LEN, PAGES_PER_BLOCK};
 const LOOKUP_BATCH: usize = 4096;
 
 /// Decoded frames kept from one window to the next, in bytes.
-const KEPT_LEN_MAX: usize = 64 * 1024 * 1024;
+const KEPT_LEN_MAX: usize = 56 * 1024 * 1024;
 
 /// A frame: its pack, and its position there.
 type FrameKey = (PackNumber, u16);
@@ -143,39 +143,54 @@ impl WindowPlan {
 /// window ends, one of each backup is cut in two.
 #[derive(Default)]
 pub(super) struct FrameKeeper {
-    /// Kept from the window before.
-    held: HashMap<FrameKey, Arc<Vec<u8>>>,
     /// What the window after this one needs.
     wanted: HashSet<FrameKey>,
     kept: Mutex<Kept>,
 }
 
+/// A window needs each of its frames once: what was kept for it goes as it is used, and makes room for the next one's.
 #[derive(Default)]
 struct Kept {
-    frames: HashMap<FrameKey, Arc<Vec<u8>>>,
+    for_this: HashMap<FrameKey, Arc<Vec<u8>>>,
+    for_next: HashMap<FrameKey, Arc<Vec<u8>>>,
+    /// Bytes in both.
     len: usize,
 }
 
 impl FrameKeeper {
     /// A window begins, and `next` comes after it.
     pub(super) fn turn(&mut self, next: Option<&WindowPlan>) {
-        self.held = std::mem::take(&mut *self.kept.lock()).frames;
+        let kept = self.kept.get_mut();
+        kept.for_this = std::mem::take(&mut kept.for_next);
+        kept.len = kept.for_this.values().map(|frame| frame.len()).sum();
         self.wanted = next.map(|plan| plan.placed.iter().map(frame_of).collect()).unwrap_or_default();
     }
 
     fn frame(&self, content: &ContentReader, key: FrameKey) -> Result<Arc<Vec<u8>>> {
-        let frame = match self.held.get(&key) {
-            Some(frame) => frame.clone(),
+        // Not in the match: its lock would last through the reading.
+        let kept = self.kept.lock().take(key);
+        let frame = match kept {
+            Some(frame) => frame,
             None => content.cached_frame(key.0, key.1)?,
         };
         if self.wanted.contains(&key) {
-            let mut kept = self.kept.lock();
-            if kept.len + frame.len() <= KEPT_LEN_MAX {
-                kept.len += frame.len();
-                kept.frames.insert(key, frame.clone());
-            }
+            self.kept.lock().keep(key, &frame);
         }
         Ok(frame)
+    }
+}
+
+impl Kept {
+    fn take(&mut self, key: FrameKey) -> Option<Arc<Vec<u8>>> {
+        let frame = self.for_this.remove(&key)?;
+        self.len -= frame.len();
+        Some(frame)
+    }
+
+    fn keep(&mut self, key: FrameKey, frame: &Arc<Vec<u8>>) {
+        if self.len + frame.len() <= KEPT_LEN_MAX && self.for_next.insert(key, frame.clone()).is_none() {
+            self.len += frame.len();
+        }
     }
 }
 
