@@ -345,16 +345,27 @@ impl Index {
         family(&self.db, rocksdb::DEFAULT_COLUMN_FAMILY_NAME)
     }
 
-    /// Takes in which packs the store has and which are condemned. When a pack is gone that nobody condemned, no snapshot
-    /// counts as complete any more.
+    /// How many packs were ever known. What is inserted from here on gets numbers from this one on.
+    pub fn known_count(&self) -> u32 {
+        self.packs.read().next().0
+    }
+
+    /// Takes in which packs the store has and which are condemned. `known` is the [`known_count`](Self::known_count) from
+    /// before the packs were listed: of what was inserted since, the list says nothing. When a pack is gone that nobody
+    /// condemned, no snapshot counts as complete any more.
     ///
     /// # Errors
     /// `Io` when the database cannot be written.
-    pub fn set_states(&self, listed: &[Listed<PackId>], condemned: &BTreeSet<PackId>) -> Result<StateChanges> {
+    pub fn set_states(
+        &self,
+        known: u32,
+        listed: &[Listed<PackId>],
+        condemned: &BTreeSet<PackId>,
+    ) -> Result<StateChanges> {
         let mut packs = self.packs.write();
         let mut changes = StateChanges::default();
         let mut batch = WriteBatch::default();
-        for (number, pack) in packs.iter_mut() {
+        for (number, pack) in packs.iter_mut().take(known as usize) {
             let there = listed.binary_search_by_key(&pack.id, |listed| listed.id).is_ok();
             let was_condemned = condemned.contains(&pack.id);
             let state = match (pack.state, there, was_condemned) {
@@ -645,6 +656,54 @@ mod tests {
         let frames: Vec<_> = found.iter().map(|found| found.map(|found| (found.pack.0, found.frame))).collect();
         assert_eq!(frames, [Some((0, 1)), None, Some((1, 0)), Some((0, 0)), Some((0, 1))]);
         assert_eq!(index.number_of(PackId([2; 32])), Some(PackNumber(1)));
+    }
+
+    fn listed(ids: &[u8]) -> Vec<Listed<PackId>> {
+        ids.iter().map(|id| Listed { id: PackId([*id; 32]), len: 1000, stored_ms: 0 }).collect()
+    }
+
+    fn place_of(index: &Index, entry: u8) -> Option<u8> {
+        index.find(&[id(entry)]).unwrap()[0].map(|found| index.pack(found.pack).id.0[0])
+    }
+
+    #[test]
+    fn of_several_copies_the_best_is_found_whatever_happens_to_the_packs() {
+        let folder = tempfile::tempdir().unwrap();
+        let (index, _) = Index::open(folder.path(), REPOSITORY).unwrap();
+        index.insert(&pack(1, &[5, 6])).unwrap();
+        index.insert(&pack(2, &[5])).unwrap();
+        let snapshot = SnapshotId([9; 32]);
+        index.mark_complete(snapshot).unwrap();
+        assert_eq!(place_of(&index, 5), Some(1));
+        assert_eq!(index.ids_with_copies().unwrap(), BTreeSet::from([id(5)]));
+        let states = |listed_ids: &[u8], condemned: &[u8]| {
+            let condemned = condemned.iter().map(|id| PackId([*id; 32])).collect();
+            index.set_states(index.known_count(), &listed(listed_ids), &condemned).unwrap()
+        };
+        states(&[1, 2], &[1]);
+        assert_eq!((place_of(&index, 5), place_of(&index, 6)), (Some(2), Some(1)), "condemned is better than nothing");
+        states(&[1, 2], &[]);
+        assert_eq!(place_of(&index, 5), Some(1), "rescued");
+        states(&[1, 2], &[1, 2]);
+        index.insert(&pack(3, &[5])).unwrap();
+        assert_eq!(place_of(&index, 5), Some(3));
+        assert_eq!(states(&[3], &[1, 2]), StateChanges { deleted: 2, vanished: 0 });
+        assert_eq!((place_of(&index, 5), place_of(&index, 6)), (Some(3), None));
+        assert!(index.ids_with_copies().unwrap().is_empty(), "the places in packs that are gone were purged");
+        assert!(index.is_complete(snapshot).unwrap(), "who condemned them saw to it that nothing is missing");
+        // A pack that nobody condemned is a loss; when it comes back it is a new one.
+        assert_eq!(states(&[], &[]), StateChanges { deleted: 0, vanished: 1 });
+        assert!(!index.is_complete(snapshot).unwrap());
+        index.insert(&pack(3, &[5])).unwrap();
+        assert_eq!(place_of(&index, 5), Some(3));
+        // What is inserted after the packs were listed is not taken for lost.
+        let known = index.known_count();
+        index.insert(&pack(4, &[7])).unwrap();
+        assert_eq!(index.set_states(known, &listed(&[3]), &BTreeSet::new()).unwrap(), StateChanges::default());
+        assert_eq!(place_of(&index, 7), Some(4));
+        drop(index);
+        let (index, origin) = Index::open(folder.path(), REPOSITORY).unwrap();
+        assert_eq!((origin, place_of(&index, 5), place_of(&index, 7)), (Origin::Found, Some(3), Some(4)));
     }
 
     #[test]

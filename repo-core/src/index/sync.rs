@@ -38,12 +38,14 @@ pub struct SyncStats {
 pub fn sync(index: &Index, repository: &Repository, monitor: &dyn Monitor) -> Result<SyncStats> {
     // Tombstones first: a pack that is condemned later is not deleted while this process holds a lease.
     let condemned = condemned_packs(index, repository, monitor)?;
+    let known = index.known_count();
     let listed = repository.store.list_packs()?;
-    let changes = index.set_states(&listed, &condemned)?;
+    let changes = index.set_states(known, &listed, &condemned)?;
     let stats = add_missing(index, repository, listed, monitor)?;
     if stats.added_packs > 0 && !condemned.is_empty() {
         // New packs may be condemned ones that this replica had never seen.
-        index.set_states(&repository.store.list_packs()?, &condemned)?;
+        let known = index.known_count();
+        index.set_states(known, &repository.store.list_packs()?, &condemned)?;
     }
     Ok(SyncStats { vanished_packs: changes.vanished, ..stats })
 }
