@@ -11,7 +11,7 @@ pub(super) fn parse(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is not a size such as 2TiB, 500GB or 1.5T");
     let number: f64 = number.parse().map_err(|_| wrong())?;
     let unit = unit.trim().to_ascii_lowercase();
-    let (letter, rest) = unit.split_at_checked(1).unwrap_or(("", ""));
+    let (letter, rest) = unit.split_at(unit.chars().next().map_or(0, char::len_utf8));
     let base: f64 = match rest {
         "" | "ib" => 1024.0,
         "b" => 1000.0,
