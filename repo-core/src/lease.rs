@@ -1,4 +1,4 @@
-//! Leases: who is at work in a repository (docs/format.md §10, docs/concurrency.md).
+//! Leases: who is at work in a repository (docs/format.md §11, docs/concurrency.md).
 //!
 //! Whoever relies on packs staying where they are, to read them or to name them in a snapshot, first puts a lease, then
 //! looks at tombstones, packs and snapshots, and takes the lease away when it is done. Garbage collection condemns packs

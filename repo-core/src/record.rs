@@ -1,4 +1,4 @@
-//! Records: small sealed objects under the structure key (docs/format.md §9, §10).
+//! Records: small sealed objects under the structure key (docs/format.md §9 to §11).
 //!
 //! ```text
 //! header (16) ‖ salt (32) ‖ sealed length (4) ‖ sealed record

@@ -1,5 +1,5 @@
 //! Tombstones: packs that garbage collection found to hold nothing that is needed, waiting to be deleted
-//! (docs/format.md §10, docs/concurrency.md).
+//! (docs/format.md §11, docs/concurrency.md).
 //!
 //! A pack is *condemned* as long as a tombstone names it. Condemned packs can be read, but no new snapshot may rely on them:
 //! whatever stands nowhere else is stored again.

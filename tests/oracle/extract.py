@@ -286,7 +286,7 @@ class Repository:
         return self.roles[role]
 
     def load_packs(self):
-        """§11, 3: read all directories. A place is the number pack << 64 | frame << 32 | length, to save memory."""
+        """§12, 3: read all directories. A place is the number pack << 64 | frame << 32 | length, to save memory."""
         self.id_keys = {DATA: derive("cairn v1 chunk id", self.key("identity")),                  # §6
                         META: derive("cairn v1 manifest node id", self.key("structure"))}         # §8
         for pack in self.opened("packs/*/*", lambda path, name: Pack(self, path, name)):
@@ -434,7 +434,7 @@ def command_extract(repo, args):
                     lost.append((start, min(end, disk["size"])))
                     continue
                 f.seek(start)
-                f.write(data[:disk["size"] - start])    # §11, 4: cut at the virtual size
+                f.write(data[:disk["size"] - start])    # §12, 4: cut at the virtual size
                 allocated += len(data)
             f.flush()
             os.fsync(f.fileno())
