@@ -32,6 +32,7 @@ pub struct ContentReader {
     packs: Cache<PackNumber, Arc<PackReader>, DirectoryEntries>,
     frames: Cache<(PackNumber, u16), Arc<Vec<u8>>, FrameBytes>,
     decoded: AtomicU64,
+    nodes_read: AtomicU64,
 }
 
 #[derive(Clone)]
@@ -61,7 +62,8 @@ impl ContentReader {
         let hasher = NodeHasher::new(&repository.keys)?;
         let packs = Cache::with_weighter(CACHE_ITEMS, DIRECTORY_ENTRIES_MAX, DirectoryEntries);
         let frames = Cache::with_weighter(CACHE_ITEMS, FRAMES_LEN_MAX, FrameBytes);
-        Ok(Self { repository, index, hasher, prefetch: Prefetch::default(), packs, frames, decoded: AtomicU64::new(0) })
+        let (prefetch, decoded, nodes_read) = (Prefetch::default(), AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Self { repository, index, hasher, prefetch, packs, frames, decoded, nodes_read })
     }
 
     /// The index that entries are looked up in.
@@ -89,6 +91,11 @@ impl ContentReader {
     /// Frames read and decoded so far: what a plan costs shows here.
     pub fn decoded_frame_count(&self) -> u64 {
         self.decoded.load(Ordering::Relaxed)
+    }
+
+    /// Manifest nodes read so far, one by one: what a walk, a diff or an import over a base costs shows here.
+    pub fn node_read_count(&self) -> u64 {
+        self.nodes_read.load(Ordering::Relaxed)
     }
 
     /// A decoded frame, not kept in memory.
@@ -166,6 +173,7 @@ impl ContentReader {
 
 impl NodeSource for ContentReader {
     fn node(&self, id: NodeId) -> Result<Node> {
+        self.nodes_read.fetch_add(1, Ordering::Relaxed);
         let bytes = self.node_bytes(id)?;
         Node::decode(&bytes).context(|| format!("manifest node {}", id.short()))
     }

@@ -13,6 +13,7 @@ mod index;
 mod inputs;
 mod life;
 mod lifetime;
+mod many;
 mod model;
 mod oracle;
 mod outputs;

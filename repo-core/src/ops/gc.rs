@@ -64,6 +64,8 @@ pub struct GcReport {
     pub snapshots: u64,
     /// Their distinct manifest nodes.
     pub nodes: u64,
+    /// Chunks that these nodes name, as often as they name them.
+    pub references: u64,
     /// Bytes of packs that are needed.
     pub needed_bytes: u64,
     /// Bytes of packs that nothing needs, in packs that stay.
@@ -198,16 +200,17 @@ impl Run<'_> {
     }
 
     fn survey(&mut self, snapshots: &[NamedSnapshot]) -> Result<Vec<PackUse>> {
-        let (session, monitor, nodes) = (self.session, self.monitor, &mut self.report.nodes);
+        let (session, monitor, report) = (self.session, self.monitor, &mut self.report);
         survey::survey(
             session,
             &mut |part, live| {
                 monitor.begin("walking manifests", None);
-                *nodes = mark::mark(session, snapshots, part, live, monitor).map_err(|error| {
+                let marked = mark::mark(session, snapshots, part, live, monitor).map_err(|error| {
                     let text =
                         "a manifest cannot be read, so what it needs is unknown: nothing was deleted; run cairn check";
                     if error.is_loss() { error.context(text) } else { error }
                 })?;
+                (report.nodes, report.references) = (marked.nodes, marked.references);
                 monitor.end();
                 Ok(())
             },

@@ -3,6 +3,8 @@
 //! Nodes are read level by level in large groups, sorted by where they are stored, so that each frame is opened once a
 //! group. Strict: a node that cannot be read ends the collection, since what is below it is unknown.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use rayon::prelude::*;
 
 use super::live_set::{LiveSet, Part};
@@ -23,7 +25,15 @@ const INNER_GROUP: usize = 1 << 12;
 /// Look-ups given to the index at once.
 const LOOKUP_BATCH: usize = 4096;
 
-/// Marks what `snapshots` need, as far as it belongs to `part`, in `live`. Gives how many nodes there are.
+/// What was walked, whichever part it belongs to.
+pub(super) struct Marked {
+    /// Distinct nodes.
+    pub(super) nodes: u64,
+    /// Chunks that they name, as often as they name them.
+    pub(super) references: u64,
+}
+
+/// Marks what `snapshots` need, as far as it belongs to `part`, in `live`.
 ///
 /// # Errors
 /// `Corrupt` when a node is missing or damaged; `Unavailable`; `Interrupted`.
@@ -33,7 +43,7 @@ pub(super) fn mark(
     part: Part,
     live: &LiveSet,
     monitor: &dyn Monitor,
-) -> Result<u64> {
+) -> Result<Marked> {
     let packs = session.index.packs();
     let meta = packs.iter().filter(|pack| pack.content == Content::Meta);
     let mut walk = Walk {
@@ -44,6 +54,7 @@ pub(super) fn mark(
         seen: LiveSet::new(meta.map(|pack| u64::from(pack.entries)).sum()),
         pending: vec![Vec::new(); usize::from(LEVEL_MAX) + 1],
         nodes: 0,
+        references: AtomicU64::new(0),
     };
     for disk in snapshots.iter().flat_map(|named| &named.snapshot.disks) {
         walk.add(disk.tree.height(), disk.tree.root)?;
@@ -52,7 +63,7 @@ pub(super) fn mark(
         }
     }
     walk.run(true, monitor)?;
-    Ok(walk.nodes)
+    Ok(Marked { nodes: walk.nodes, references: walk.references.into_inner() })
 }
 
 struct Walk<'a> {
@@ -65,6 +76,7 @@ struct Walk<'a> {
     /// Nodes to be read, by level.
     pending: Vec<Vec<NodeId>>,
     nodes: u64,
+    references: AtomicU64,
 }
 
 impl Walk<'_> {
@@ -127,6 +139,7 @@ impl Walk<'_> {
                 .ok_or_else(|| Error::corrupt(format!("manifest node {} does not match its name", id.short())))?;
             match Node::decode(bytes).context(|| format!("manifest node {}", id.short()))? {
                 Node::Leaf(runs) if level == 0 => {
+                    self.references.fetch_add(runs.len() as u64, Ordering::Relaxed);
                     for run in runs.iter().filter(|run| self.part.contains(run.id.into())) {
                         self.live.insert(run.id.into())?;
                     }
