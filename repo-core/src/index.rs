@@ -226,14 +226,16 @@ impl Index {
         Ok(locations)
     }
 
-    /// The best of all places of an entry.
+    /// The best of all places of an entry. Of several in condemned packs it is that in the pack of the lowest name: all
+    /// replicas choose alike, so that two collections at once do not each delete the copy that the other one keeps.
     fn best_place(&self, packs: &PackTable, id: EntryId, first: Location) -> Result<Option<Location>> {
-        let mut best = Some(first).filter(|first| packs.get(first.pack).state != PackState::Gone);
-        for copy in self.copies_of(packs, id)? {
-            match packs.get(copy.pack).state {
-                PackState::Live => return Ok(Some(copy)),
-                PackState::Condemned => best = best.or(Some(copy)),
-                PackState::Gone => {}
+        let mut best: Option<Location> = None;
+        for place in std::iter::once(first).chain(self.copies_of(packs, id)?) {
+            let pack = packs.get(place.pack);
+            match pack.state {
+                PackState::Live => return Ok(Some(place)),
+                PackState::Condemned if best.is_none_or(|best| pack.id < packs.get(best.pack).id) => best = Some(place),
+                PackState::Condemned | PackState::Gone => {}
             }
         }
         Ok(best)
@@ -685,6 +687,7 @@ mod tests {
         states(&[1, 2], &[]);
         assert_eq!(place_of(&index, 5), Some(1), "rescued");
         states(&[1, 2], &[1, 2]);
+        assert_eq!(place_of(&index, 5), Some(1), "all replicas choose the lowest name");
         index.insert(&pack(3, &[5])).unwrap();
         assert_eq!(place_of(&index, 5), Some(3));
         assert_eq!(states(&[3], &[1, 2]), StateChanges { deleted: 2, vanished: 0 });
