@@ -553,6 +553,12 @@ impl Index {
         self.packs.read().number_of(id)
     }
 
+    /// Whether a pack is known, and neither condemned nor gone as far as is known.
+    pub fn is_live(&self, id: PackId) -> bool {
+        let packs = self.packs.read();
+        packs.number_of(id).is_some_and(|number| packs.get(number).state == PackState::Live)
+    }
+
     /// The packs that are not gone.
     pub fn packs(&self) -> Vec<KnownPack> {
         self.packs.read().iter().filter(|pack| pack.state != PackState::Gone).copied().collect()

@@ -20,7 +20,7 @@ use crate::store::ObjectName;
 const RECORD: RecordKind =
     RecordKind { object: ObjectKind::Lease, key_context: "cairn v1 lease key", len_max: 64 * 1024 };
 
-/// What a lease says of its holder. For people: nothing is decided by it.
+/// What a lease says of its holder. For people; and by the operation, one garbage collection sees another.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct LeaseInfo {

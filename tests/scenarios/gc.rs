@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use repo_core::Error;
 use repo_core::disk::{BlockBuf, Delivery, DiskFormat, DiskSource};
 use repo_core::id::SnapshotId;
 use repo_core::lease::Lease;
@@ -18,6 +17,7 @@ use repo_core::ops::open::{Session, rebuild_index};
 use repo_core::ops::restore::RestoreOptions;
 use repo_core::seal::Suite;
 use repo_core::units::BlockIndex;
+use repo_core::{Error, ErrorKind};
 use repo_tests::fixture::{RepoFixture, gc_options, restore_stream};
 use repo_tests::model::ModelDisk;
 
@@ -46,7 +46,7 @@ fn what_was_forgotten_is_freed_and_the_rest_stays() {
         let before = pack_bytes(&session);
         let report = fixture.gc(&session);
         assert!(report.deleted_packs > 0 && report.repacked_packs > 0, "{report:?}");
-        assert_eq!((report.waiting_packs, report.dead_bytes), (0, 0));
+        assert_eq!((report.waiting_packs, report.waste_bytes), (0, 0));
         let after = pack_bytes(&session);
         assert!(after < before && after < only_kept * 21 / 20, "{before} before, {after} after, {only_kept} alone");
         assert!(restore_stream(&session, second, "a", RestoreOptions::default()).unwrap().0 == kept.to_bytes());
@@ -73,13 +73,13 @@ fn packs_of_an_import_that_was_never_finished_are_freed() {
 }
 
 #[test]
-fn condemned_packs_wait_for_the_quarantine_and_for_who_is_at_work() {
+fn condemned_packs_wait_for_the_grace_time_and_for_who_is_at_work() {
     let mut fixture = RepoFixture::small(Suite::None);
     let session = fixture.session();
     let disk = ModelDisk::scattered(5 << 20, 2, 1);
     let id = fixture.backup_model(&session, "a", &disk).snapshot.id;
     fixture.forget(&session, id);
-    let options = |now_ms, quarantine_ms| GcOptions { quarantine_ms, ..gc_options(now_ms) };
+    let options = |now_ms, grace_ms| GcOptions { grace_ms, ..gc_options(now_ms) };
     let report = gc(&session, &options(5_000_000, 60_000), &Silent).unwrap();
     assert!(report.condemned_packs > 0 && report.waiting_packs == report.condemned_packs, "{report:?}");
     assert_eq!(gc(&session, &options(5_059_999, 60_000), &Silent).unwrap().deleted_packs, 0);
@@ -105,6 +105,18 @@ fn condemned_packs_wait_for_the_quarantine_and_for_who_is_at_work() {
     drop(lease);
     assert!(fixture.gc(&session).deleted_packs > 0);
     assert_eq!(pack_bytes(&session), 0);
+}
+
+#[test]
+fn a_second_collection_at_once_is_refused() {
+    let fixture = RepoFixture::small(Suite::None);
+    let (session, other) = (fixture.session(), fixture.session());
+    let lease = Lease::put(other.repository.clone(), "gc").unwrap();
+    let error = gc(&session, &gc_options(5_000_000), &Silent).unwrap_err();
+    assert!(error.kind() == ErrorKind::Locked && error.to_string().contains("another collection"), "{error}");
+    assert!(gc(&session, &GcOptions { dry_run: true, ..gc_options(5_000_000) }, &Silent).is_ok());
+    drop(lease);
+    assert!(gc(&session, &gc_options(5_000_000), &Silent).is_ok());
 }
 
 #[test]
@@ -138,7 +150,7 @@ fn a_backup_whose_lease_was_taken_away_does_not_commit() {
     });
     let disks = vec![DiskInput::new("a", source)];
     let error = backup(&session, disks, &BackupOptions::new(5), &Silent).unwrap_err();
-    assert_eq!(error.kind(), repo_core::ErrorKind::Locked);
+    assert_eq!(error.kind(), ErrorKind::Locked);
     assert!(session.repository.store.list_snapshots().unwrap().is_empty());
 }
 
@@ -240,7 +252,11 @@ impl World {
                     self.live.lock().unwrap().remove(&id);
                 }
             }
-            Op::Gc => drop(gc(&session, &gc_options(self.now_ms()), &Silent).unwrap()),
+            Op::Gc => match gc(&session, &gc_options(self.now_ms()), &Silent) {
+                // Within another collection.
+                Err(error) if error.kind() == ErrorKind::Locked => {}
+                done => drop(done.unwrap()),
+            },
             Op::Backup => {
                 let number = self.extra.fetch_add(1, Ordering::Relaxed);
                 let mut disk = old_disk();
@@ -287,7 +303,7 @@ impl World {
         self.run(Op::Gc);
         let session = self.fixture.session();
         let rest = gc(&session, &gc_options(self.now_ms()), &Silent).unwrap();
-        let left = (rest.dead_bytes, rest.waiting_packs, rest.young_packs, rest.condemned_packs, rest.deleted_packs);
+        let left = (rest.waste_bytes, rest.waiting_packs, rest.young_packs, rest.condemned_packs, rest.deleted_packs);
         assert_eq!(left, (0, 0, 0, 0, 0), "{rest:?}");
         self.restore_all(&session);
         drop(session);

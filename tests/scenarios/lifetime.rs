@@ -147,7 +147,7 @@ impl Life {
         let session = self.session.take().unwrap();
         self.fixture.gc(&session);
         let rest = self.fixture.gc(&session);
-        assert_eq!((rest.dead_bytes, rest.waiting_packs, rest.condemned_packs, rest.deleted_packs), (0, 0, 0, 0));
+        assert_eq!((rest.waste_bytes, rest.waiting_packs, rest.condemned_packs, rest.deleted_packs), (0, 0, 0, 0));
         let stored: u64 = session.repository.store.list_packs().unwrap().iter().map(|pack| pack.len).sum();
         if self.live.is_empty() {
             assert_eq!(stored, 0);

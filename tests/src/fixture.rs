@@ -122,7 +122,7 @@ impl RepoFixture {
         session.repository.store.delete(ObjectName::Snapshot(id)).expect("forget");
     }
 
-    /// Collects garbage without quarantine, one second after the last backup or collection.
+    /// Collects garbage without grace time, one second after the last backup or collection.
     pub fn gc(&mut self, session: &Session) -> GcReport {
         self.clock_ms += 1_000;
         gc(session, &gc_options(self.clock_ms), &Silent).expect("gc")
@@ -134,9 +134,9 @@ impl RepoFixture {
     }
 }
 
-/// A collection without quarantine that leaves no waste.
+/// A collection without grace time that leaves no waste.
 pub fn gc_options(now_ms: i64) -> GcOptions {
-    GcOptions { quarantine_ms: 0, dead_share_max: 0.0, level: 1, ..GcOptions::new(now_ms) }
+    GcOptions { grace_ms: 0, dead_share_max: 0.0, level: 1, ..GcOptions::new(now_ms) }
 }
 
 /// What opens a fixture of a suite.

@@ -81,7 +81,7 @@ fn collect(lab: Lab, name: &str) -> Outcome<Lab> {
     row("  MiB before", packs.iter().map(|pack| pack.len).sum::<u64>() >> 20);
     reset_peak();
     let watch = Stopwatch::default();
-    let options = GcOptions { quarantine_ms: 0, ..GcOptions::new(lab.now_ms) };
+    let options = GcOptions { grace_ms: 0, ..GcOptions::new(lab.now_ms) };
     let (report, cost) = lab.measure(|session| Ok(gc(session, &options, &watch)?))?;
     row("  s wall, s CPU", format!("{:.2}, {:.2}", cost.seconds, cost.cpu_seconds));
     let marking = watch.seconds("walking manifests");

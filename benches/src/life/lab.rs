@@ -134,7 +134,10 @@ pub(super) fn peak_mib() -> u64 {
 
 /// Notes how long each task of an operation takes.
 #[derive(Default)]
-pub(super) struct Stopwatch(Mutex<(Vec<(String, f64)>, Option<(String, Instant)>)>);
+pub(super) struct Stopwatch(Mutex<Laps>);
+
+/// Tasks that ended with their seconds, and the one that runs with its start.
+type Laps = (Vec<(String, f64)>, Option<(String, Instant)>);
 
 impl Stopwatch {
     /// Seconds of a task, all times it was done.

@@ -12,7 +12,7 @@ use crate::output;
 
 /// Delete what no snapshot needs any more, while backups and restores go on
 ///
-/// Packs of which nothing is needed are condemned first, and deleted after the quarantine, once everybody who was at work
+/// Packs of which nothing is needed are condemned first, and deleted after the grace time, once everybody who was at work
 /// by then is done: usually by the next run. What is needed of packs that are mostly waste is moved to new ones. Run it
 /// after `cairn forget`, or daily. It can be interrupted at any time: the next run goes on.
 #[derive(Debug, clap::Args)]
@@ -23,7 +23,7 @@ pub(crate) struct Args {
     dry_run: bool,
     /// How long condemned packs stay before they are deleted; 0s deletes at once what nobody at work can need
     #[arg(long, value_name = "TIME", default_value = "1h")]
-    quarantine: SignedDuration,
+    grace: SignedDuration,
     /// Move what is needed of a pack when more than this share of it is not, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 20, value_parser = clap::value_parser!(u8).range(0..=100))]
     max_waste: u8,
@@ -39,7 +39,7 @@ const EXAMPLES: &str = "\
 Examples:
   cairn gc
   cairn gc --dry-run
-  cairn gc --quarantine 0s
+  cairn gc --grace 0s
   cairn gc --max-waste 5 --level 9";
 
 #[derive(Debug, Serialize)]
@@ -48,7 +48,7 @@ struct Collected {
     snapshots: u64,
     nodes: u64,
     needed_bytes: u64,
-    dead_bytes: u64,
+    waste_bytes: u64,
     deleted_packs: u64,
     deleted_bytes: u64,
     condemned_packs: u64,
@@ -71,7 +71,7 @@ struct Worker {
 pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
     let session = invocation.open_session()?;
     let options = GcOptions {
-        quarantine_ms: i64::try_from(args.quarantine.as_millis()).unwrap_or(i64::MAX).max(0),
+        grace_ms: i64::try_from(args.grace.as_millis()).unwrap_or(i64::MAX).max(0),
         dead_share_max: f64::from(args.max_waste) / 100.0,
         move_bytes_max: u64::from(args.max_move) << 30,
         level: args.level,
@@ -92,7 +92,7 @@ impl Collected {
             snapshots: report.snapshots,
             nodes: report.nodes,
             needed_bytes: report.needed_bytes,
-            dead_bytes: report.dead_bytes,
+            waste_bytes: report.waste_bytes,
             deleted_packs: report.deleted_packs,
             deleted_bytes: report.deleted_bytes,
             condemned_packs: report.condemned_packs,
@@ -120,7 +120,7 @@ fn text(collected: &Collected) -> String {
         ("deleted", packs(collected.deleted_packs, collected.deleted_bytes)),
         (condemned, packs(collected.condemned_packs, collected.condemned_bytes)),
         (moved, format!("{} out of {} packs", output::size(collected.moved_bytes), collected.repacked_packs)),
-        ("waste that stays", output::size(collected.dead_bytes)),
+        ("waste that stays", output::size(collected.waste_bytes)),
     ];
     if collected.waiting_packs > 0 {
         rows.push(("waiting", packs(collected.waiting_packs, collected.waiting_bytes)));

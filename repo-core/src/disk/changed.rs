@@ -2,9 +2,9 @@
 //!
 //! Three kinds are read, told apart by their first character:
 //!
-//! - [`cbt`]: the bitmap of `xe vdi-list-changed-blocks`
-//! - [`thin_delta`]: the XML of `thin_delta`, for LVM thin volumes
-//! - [`rbd_diff`]: the JSON of `rbd diff`, for Ceph images
+//! - `cbt`: the bitmap of `xe vdi-list-changed-blocks`
+//! - `thin_delta`: the XML of `thin_delta`, for LVM thin volumes
+//! - `rbd_diff`: the JSON of `rbd diff`, for Ceph images
 //!
 //! A list is a claim. One of another disk, or made against another base, passes for the right one, so whoever relies
 //! on it compares a sample of what it calls unchanged. What is certain is refused here: a list that is cut, that

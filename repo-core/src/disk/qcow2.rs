@@ -15,9 +15,9 @@
 //! Writing: [`layout`] says what stands where, the sinks of [`image`](super::image) write it.
 //!
 //! Reading, versions 2 and 3: an image is untrusted and imago trusts it in places, so the two meet only after a check.
-//! [`header`] reads the header and the L1 table and refuses what does not fit the file; imago is then shown a header made
-//! anew from the checked fields, through [`image_file`], which lets nothing be read past the end of the file. [`chain`] is
-//! an image with its backing files, [`file_source`] the disk, what the image does not hold skipped.
+//! `header` reads the header and the L1 table and refuses what does not fit the file; imago is then shown a header made
+//! anew from the checked fields, through `image_file`, which lets nothing be read past the end of the file. `chain` is
+//! an image with its backing files, `file_source` the disk, what the image does not hold skipped.
 
 mod chain;
 mod file_source;

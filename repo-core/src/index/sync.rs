@@ -63,8 +63,13 @@ fn condemned_packs(index: &Index, repository: &Repository, monitor: &dyn Monitor
             }
             match tombstone::read(repository, *id) {
                 Ok(tombstone) => {
-                    if let Stage::Announced { considered, .. } = &tombstone.stage {
-                        index.unmark_complete(considered)?;
+                    match &tombstone.stage {
+                        Stage::Announced { considered, .. } => index.unmark_complete(considered)?,
+                        // This replica slept through all of it.
+                        Stage::Deleted if tombstone.packs.iter().any(|pack| index.is_live(*pack)) => {
+                            index.unmark_complete(&BTreeSet::new())?;
+                        }
+                        Stage::Deleted => {}
                     }
                     index.learn_tombstone(*id, &tombstone.encode())?;
                     condemned.extend(tombstone.packs);

@@ -32,13 +32,16 @@ use survey::PackUse;
 /// How long a tombstone stays after its packs were deleted, for indexes elsewhere to learn from, in milliseconds: 30 days.
 const REMEMBERED_MS: i64 = 30 * 24 * 60 * 60 * 1000;
 
+/// What the lease of a collection says.
+const OPERATION: &str = "gc";
+
 /// How to collect garbage.
 #[derive(Debug, Clone, Copy)]
 pub struct GcOptions {
     /// The time now, in milliseconds since the Unix epoch.
     pub now_ms: i64,
     /// How long packs stay condemned at least before they are deleted, in milliseconds.
-    pub quarantine_ms: i64,
+    pub grace_ms: i64,
     /// The share of a pack's bytes that may be needless before what is left is moved, 0 to 1.
     pub dead_share_max: f64,
     /// Stored bytes that one run moves at most.
@@ -52,8 +55,8 @@ pub struct GcOptions {
 impl GcOptions {
     /// The choices of a plain collection at a time.
     pub fn new(now_ms: i64) -> Self {
-        let quarantine_ms = 60 * 60 * 1000;
-        Self { now_ms, quarantine_ms, dead_share_max: 0.2, move_bytes_max: 64 << 30, level: 3, dry_run: false }
+        let grace_ms = 60 * 60 * 1000;
+        Self { now_ms, grace_ms, dead_share_max: 0.2, move_bytes_max: 64 << 30, level: 3, dry_run: false }
     }
 }
 
@@ -69,7 +72,7 @@ pub struct GcReport {
     /// Bytes of packs that are needed.
     pub needed_bytes: u64,
     /// Bytes of packs that nothing needs, in packs that stay.
-    pub dead_bytes: u64,
+    pub waste_bytes: u64,
     /// Packs deleted now, condemned by this run or by an earlier one.
     pub deleted_packs: u64,
     /// Their bytes.
@@ -98,13 +101,17 @@ pub struct GcReport {
 ///
 /// # Errors
 /// `Corrupt` when a snapshot or a manifest cannot be read: what it needs is unknown, and nothing is deleted;
-/// `Unauthenticated` when packs are to be repacked without the data key; `Io`, `Unavailable`, `Interrupted`.
+/// `Locked` when another collection is at work; `Unauthenticated` when packs are to be repacked without the data key; `Io`,
+/// `Unavailable`, `Interrupted`.
 pub fn gc(session: &Session, options: &GcOptions, monitor: &dyn Monitor) -> Result<GcReport> {
     let lease = match options.dry_run {
-        true => Lease::put_if_writable(session.repository.clone(), "gc")?,
-        false => Lease::put(session.repository.clone(), "gc")?,
+        true => Lease::put_if_writable(session.repository.clone(), OPERATION)?,
+        false => Lease::put(session.repository.clone(), OPERATION)?,
     };
     let mut run = Run { session, options, monitor, own: lease.id(), report: GcReport::default() };
+    if !options.dry_run {
+        run.refuse_another()?;
+    }
     // Who is waited for is settled before the snapshots are listed: whoever is gone by now has committed what it will.
     let graves = run.graves()?;
     let snapshots = run.snapshots()?;
@@ -141,6 +148,24 @@ impl Run<'_> {
         Ok(living.into_iter().filter(|id| Some(*id) != self.own).collect())
     }
 
+    /// Fails when another collection is at work. One could take back what the other is about to delete. Each has put its
+    /// lease before it looks, so of two that begin at once at least one sees the other.
+    fn refuse_another(&self) -> Result<()> {
+        for id in self.leases()? {
+            match lease::read(self.repository(), id) {
+                Ok(info) if info.operation != OPERATION => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Ok(info) => {
+                    let text = format!("another collection is at work, process {}", info.process);
+                    return Err(Error::new(ErrorKind::Locked, text));
+                }
+                // It may be one.
+                Err(error) => return Err(error.context("cannot tell whether another collection is at work")),
+            }
+        }
+        Ok(())
+    }
+
     fn graves(&mut self) -> Result<Vec<Grave>> {
         let mut graves = Vec::new();
         for listed in self.repository().store.list_tombstones()? {
@@ -160,7 +185,7 @@ impl Run<'_> {
                 self.note_leases(grave, &leases)?;
             }
             if let Stage::Announced { waits_for: Some(waits_for), .. } = &grave.tombstone.stage {
-                let old_enough = grave.tombstone.created_ms + self.options.quarantine_ms <= self.options.now_ms;
+                let old_enough = grave.tombstone.created_ms + self.options.grace_ms <= self.options.now_ms;
                 grave.ripe = old_enough && waits_for.is_disjoint(&leases);
                 waited_for.extend(waits_for.intersection(&leases).copied());
             }
@@ -274,7 +299,7 @@ impl Run<'_> {
         let pack_len = u64::from(self.repository().config.pack_len);
         let wasteful = choice::to_repack(uses, pack_len, self.options);
         self.report.needed_bytes = live().map(|used| used.needed_bytes).sum();
-        self.report.dead_bytes = live().map(|used| used.frame_bytes - used.needed_bytes).sum();
+        self.report.waste_bytes = live().map(|used| used.frame_bytes - used.needed_bytes).sum();
         let mut condemned: BTreeSet<PackId> = dead.iter().map(|used| used.pack.id).collect();
         if self.options.dry_run {
             condemned.extend(wasteful.iter().map(|used| used.pack.id));
@@ -289,7 +314,7 @@ impl Run<'_> {
         let condemned: Vec<&PackUse> = live().filter(|used| condemned.contains(&used.pack.id)).collect();
         self.report.condemned_packs = condemned.len() as u64;
         self.report.condemned_bytes = condemned.iter().map(|used| used.pack.len).sum();
-        self.report.dead_bytes -= condemned.iter().map(|used| used.frame_bytes - used.needed_bytes).sum::<u64>();
+        self.report.waste_bytes -= condemned.iter().map(|used| used.frame_bytes - used.needed_bytes).sum::<u64>();
         if self.options.dry_run || condemned.is_empty() {
             return Ok(());
         }
@@ -317,7 +342,9 @@ impl Run<'_> {
         // After the tombstone: whoever puts a lease from here on sees it.
         let leases = self.leases()?;
         self.note_leases(&mut grave, &leases)?;
-        if self.options.quarantine_ms == 0 && leases.is_empty() && self.nothing_was_committed(&considered)? {
+        // This replica knows what the tombstone considered: its snapshots stay complete.
+        self.session.catch_up(self.monitor)?;
+        if self.options.grace_ms == 0 && leases.is_empty() && self.nothing_was_committed(&considered)? {
             self.delete(packs)?;
             return self.mark_deleted(&mut grave);
         }
