@@ -22,6 +22,7 @@ mod refusals;
 mod report;
 mod report_page;
 mod samples;
+mod soak;
 
 #[test]
 fn every_scenario_file_is_part_of_this_binary() {
