@@ -36,7 +36,7 @@ use crate::store::ObjectName;
 use crate::units::{BLOCK_LEN, PAGE_LEN};
 pub use base::BaseChoice;
 use base::Parent;
-use compare::Comparison;
+use compare::{Compared, Comparison};
 use overlay::Overlay;
 use sample::HintCheck;
 use scan::{Scan, ScannedBlock};
@@ -209,8 +209,9 @@ impl<'a> Running<'a> {
                 builder.close_before(scanned.block, &mut |id, bytes| self.node(id, bytes))?;
             }
             let ScannedBlock { block, leaf_id, runs, .. } = &scanned;
-            let unchanged = comparison.is_unchanged(*block, *leaf_id, runs, monitor)?;
-            self.block(&scanned, unchanged, complete)?;
+            let compared = comparison.compare(*block, *leaf_id, runs, monitor)?;
+            self.block(&scanned, &compared, complete)?;
+            let unchanged = compared.unchanged;
             reading.read_bytes += BLOCK_LEN as u64;
             reading.changed_bytes += if unchanged { 0 } else { BLOCK_LEN as u64 };
             // What a delta leaves as it was is the base's already; its zeros are content and overwrite.
@@ -254,22 +255,24 @@ impl<'a> Running<'a> {
         check.run(source, delivered, monitor)
     }
 
-    /// Stores what is new of one block. One that is equal to that of a complete parent is stored already.
-    fn block(&mut self, scanned: &ScannedBlock, unchanged: bool, complete: bool) -> Result<()> {
+    /// Stores what is new of one block. What a complete parent has there, too, is stored already: it is neither looked up
+    /// nor are its packs named, of which there are the more the more often the block was changed before.
+    fn block(&mut self, scanned: &ScannedBlock, compared: &Compared, complete: bool) -> Result<()> {
         if scanned.leaf_id.is_none() {
             return Ok(());
         }
         self.blocks += 1;
-        self.unchanged_blocks += u64::from(unchanged);
-        if unchanged && complete {
+        self.unchanged_blocks += u64::from(compared.unchanged);
+        if compared.unchanged && complete {
             return Ok(());
         }
-        let mut ids: Vec<EntryId> = scanned.runs.iter().map(|run| run.id.into()).collect();
+        let runs: Vec<&Run> = scanned.runs.iter().filter(|run| !compared.stored.contains(&run.id)).collect();
+        let mut ids: Vec<EntryId> = runs.iter().map(|run| run.id.into()).collect();
         ids.push(scanned.leaf_id.into());
         let mut found = self.session.content.locate_live(&ids)?;
         let leaf_found = found.pop().expect("one was just pushed");
         self.used_packs.extend(found.iter().chain([&leaf_found]).flatten().map(|location| location.pack));
-        for (run, _) in scanned.runs.iter().zip(found).filter(|(_, found)| found.is_none()) {
+        for (run, _) in runs.into_iter().zip(found).filter(|(_, found)| found.is_none()) {
             self.store_chunk(run, scanned)?;
         }
         if leaf_found.is_none() {

@@ -1,9 +1,11 @@
 //! A disk compared with its parent block by block, and the non-zero pages that this tells.
 
+use std::collections::HashSet;
+
 use crate::chunk::Run;
 use crate::content::ContentReader;
-use crate::error::Result;
-use crate::id::NodeId;
+use crate::error::{Error, Result};
+use crate::id::{ChunkId, NodeId};
 use crate::manifest::walk::{LeafCursor, leaf_runs};
 use crate::monitor::Monitor;
 use crate::ops::backup::base::{Parent, damaged};
@@ -16,9 +18,19 @@ pub(super) struct Comparison<'a> {
     cursor: Option<LeafCursor<'a>>,
     /// Whether the disk is laid over the parent: then the backup ends when that cannot be read.
     is_base: bool,
+    /// Whether all of the parent is known to be stored.
+    is_complete: bool,
     allocated_bytes: u64,
     /// Pages of the base in blocks that were laid over.
     replaced_bytes: u64,
+}
+
+/// A block beside the parent's.
+pub(super) struct Compared {
+    /// Whether it is equal to it.
+    pub(super) unchanged: bool,
+    /// Chunks of the parent's block that are known to be stored. Those of a block that is equal are not listed.
+    pub(super) stored: HashSet<ChunkId>,
 }
 
 impl<'a> Comparison<'a> {
@@ -26,30 +38,33 @@ impl<'a> Comparison<'a> {
     pub(super) fn new(parent: Option<&Parent>, is_base: bool, content: &'a ContentReader) -> Self {
         let cursor = parent.map(|parent| LeafCursor::new(parent.disk.tree, content));
         let allocated_bytes = parent.filter(|_| is_base).map_or(0, |parent| parent.disk.allocated_bytes);
-        Self { content, cursor, is_base, allocated_bytes, replaced_bytes: 0 }
+        let is_complete = parent.is_some_and(|parent| parent.complete);
+        Self { content, cursor, is_base, is_complete, allocated_bytes, replaced_bytes: 0 }
     }
 
-    /// Whether the leaf of a block, which has these runs, is the one that the parent has there. One comparison of names.
+    /// Compares the leaf of a block, which has these runs, with the one that the parent has there: one comparison of names,
+    /// and one leaf read where they differ.
     ///
     /// # Errors
     /// `Corrupt`, `NotFound` or `Unavailable` when a base cannot be read. Any other parent that cannot be read only costs
     /// the short cut.
-    pub(super) fn is_unchanged(
+    pub(super) fn compare(
         &mut self,
         block: BlockIndex,
         leaf: NodeId,
         runs: &[Run],
         monitor: &dyn Monitor,
-    ) -> Result<bool> {
+    ) -> Result<Compared> {
         let before = self.leaf_before(block, monitor)?;
         let unchanged = before == Some(leaf);
         if !self.is_base || !unchanged {
             self.allocated_bytes += run_bytes(runs);
         }
-        if let (true, false, Some(before)) = (self.is_base, unchanged, before.filter(|leaf| !leaf.is_none())) {
-            self.replaced_bytes += run_bytes(&leaf_runs(self.content, before).map_err(damaged)?);
-        }
-        Ok(unchanged)
+        let other = before.filter(|before| !unchanged && !before.is_none());
+        let runs_before = other.map(|before| self.runs_before(before, monitor)).transpose()?.unwrap_or_default();
+        self.replaced_bytes += if self.is_base { run_bytes(&runs_before) } else { 0 };
+        let stored = runs_before.iter().filter(|_| self.is_complete).map(|run| run.id).collect();
+        Ok(Compared { unchanged, stored })
     }
 
     /// The non-zero pages of the whole disk in bytes, once all of its blocks were compared.
@@ -62,13 +77,29 @@ impl<'a> Comparison<'a> {
         let Some(cursor) = &mut self.cursor else { return Ok(None) };
         match cursor.leaf(block) {
             Ok(leaf) => Ok(Some(leaf)),
-            Err(error) if self.is_base => Err(damaged(error)),
-            Err(error) => {
-                monitor.damage(&error.context("the earlier snapshot's manifest cannot be read: comparing without it"));
-                self.cursor = None;
-                Ok(None)
-            }
+            Err(error) => self.do_without(error, monitor).map(|()| None),
         }
+    }
+
+    /// What the parent has in a block that differs, where that is of use.
+    fn runs_before(&mut self, leaf: NodeId, monitor: &dyn Monitor) -> Result<Vec<Run>> {
+        if !self.is_base && !self.is_complete {
+            return Ok(Vec::new());
+        }
+        match leaf_runs(self.content, leaf) {
+            Ok(runs) => Ok(runs),
+            Err(error) => self.do_without(error, monitor).map(|()| Vec::new()),
+        }
+    }
+
+    /// Goes on without a parent that cannot be read, unless it is the base.
+    fn do_without(&mut self, error: Error, monitor: &dyn Monitor) -> Result<()> {
+        if self.is_base {
+            return Err(damaged(error));
+        }
+        monitor.damage(&error.context("the earlier snapshot's manifest cannot be read: comparing without it"));
+        self.cursor = None;
+        Ok(())
     }
 }
 
