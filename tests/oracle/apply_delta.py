@@ -5,6 +5,7 @@ BAT; blocks are taken in the order in which they stand; only sectors set in a bl
 end is found from the stream's length. usage: apply_delta.py LENGTH IMAGE < delta.vhd
 """
 
+import itertools
 import struct
 import sys
 
@@ -50,11 +51,12 @@ def main():
     for sector, block in sorted((sector, block) for block, sector in enumerate(table) if sector != 0xFFFFFFFF):
         stream.forward_to(sector * SECTOR)
         bitmap, data = stream.take(SECTOR), stream.take(block_size)
-        for at in range(block_size // SECTOR):
-            offset = block * block_size + at * SECTOR
-            if bitmap[at // 8] & (0x80 >> at % 8) and offset < size:
-                image.seek(offset)
-                image.write(data[at * SECTOR:(at + 1) * SECTOR])
+        sectors = range(min(block_size, size - block * block_size) // SECTOR)
+        for is_set, run in itertools.groupby(sectors, lambda at: bool(bitmap[at // 8] & (0x80 >> at % 8))):
+            if is_set:
+                first, *rest = run
+                image.seek(block * block_size + first * SECTOR)
+                image.write(data[first * SECTOR:(first + 1 + len(rest)) * SECTOR])
     stream.forward_to((length - 1) // SECTOR * SECTOR)
     assert stream.take(SECTOR) == footer, "the footers differ"
     assert not sys.stdin.buffer.read(1), "something follows the footer"
