@@ -92,7 +92,7 @@ fn collect(lab: Lab, name: &str) -> Outcome<Lab> {
     row("  condemned packs, KiB", format!("{}, {}", report.condemned_packs, report.condemned_bytes >> 10));
     row("  deleted packs, KiB", format!("{}, {}", report.deleted_packs, report.deleted_bytes >> 10));
     row("  repacked packs, moved KiB", format!("{}, {}", report.repacked_packs, report.moved_bytes >> 10));
-    row("  needed, dead KiB", format!("{}, {}", report.needed_bytes >> 10, report.dead_bytes >> 10));
+    row("  needed, dead KiB", format!("{}, {}", report.needed_bytes >> 10, report.waste_bytes >> 10));
     row("  peak memory, MiB", peak_mib());
     Ok(lab)
 }
