@@ -310,6 +310,8 @@ pub fn read_all(repository: &Repository) -> Result<Snapshots> {
     for (id, result) in read {
         match result {
             Ok(snapshot) => snapshots.push(snapshot),
+            // Forgotten since it was listed.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => errors.push((id, error)),
         }
     }

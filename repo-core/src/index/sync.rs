@@ -109,6 +109,8 @@ pub fn add_missing(
                     index.insert(&pack)?;
                     stats.added_packs += 1;
                 }
+                // Garbage collection deleted it since it was listed.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => {
                     stats.unreadable_packs += 1;
                     monitor.damage(&error);

@@ -213,6 +213,12 @@ fn take(checked: Checked, session: &Session, report: &mut CheckReport, bad: &mut
         }
     }
     if let Some(error) = &checked.error {
+        if error.kind() == ErrorKind::NotFound {
+            // Condemned before this check began, and deleted since it was listed. If a snapshot needs it all the same, its
+            // manifest will say so.
+            bad.packs.extend(number);
+            return;
+        }
         report.note(monitor, object, None, error);
         // What cannot be read now is not lost.
         bad.packs.extend(number.filter(|_| error.is_loss()));
