@@ -233,9 +233,9 @@ impl<'a> Worker<'a> {
                 self.soak.count("killed", 1);
                 ("killed", None)
             }
-            Outcome::Failed(code, stderr) if excuse(*code, stderr) => ("refused", None),
-            Outcome::Failed(code, stderr) => {
-                self.soak.fail(format!("{} of {}: {what} ended with {code}\n{stderr}", self.number, self.name));
+            Outcome::Failed(code, said) if excuse(*code, said) => ("refused", None),
+            Outcome::Failed(code, said) => {
+                self.soak.fail(format!("{} of {}: {what} ended with {code}\n{said}", self.number, self.name));
                 ("FAILED", None)
             }
         };
@@ -282,8 +282,8 @@ impl<'a> Worker<'a> {
     }
 
     fn import(&mut self, what: &str, outcome: &Outcome, disk: ModelDisk, image: Option<u64>, base: Option<&Sighting>) {
-        let imported = self.done(what, outcome, |code, stderr| {
-            let condemned = code == 4 && stderr.contains("garbage collection condemned");
+        let imported = self.done(what, outcome, |code, said| {
+            let condemned = code == 4 && said.contains("garbage collection condemned");
             base.is_some_and(|base| condemned || code == 1 && self.soak.ledger().is_disturbed(base))
         });
         let id = match (imported, outcome) {
@@ -353,8 +353,8 @@ impl<'a> Worker<'a> {
             arguments.push("--allow-last");
         }
         let soak = self.soak;
-        self.forgetting("forget", &arguments, vec![chosen.id.clone()], |code, stderr| {
-            code == 1 && (stderr.contains("would be left") || soak.ledger().others_forget(&chosen, 1))
+        self.forgetting("forget", &arguments, vec![chosen.id.clone()], |code, said| {
+            code == 1 && (said.contains("would be left") || soak.ledger().others_forget(&chosen, 1))
         });
     }
 
@@ -368,9 +368,7 @@ impl<'a> Worker<'a> {
         let name = self.name.clone();
         let arguments = ["forget", "--keep-last", &count, "--vdi", &name, "--json"];
         // Others may have forgotten the last one meanwhile.
-        self.forgetting("keep-last", &arguments, ids, |code, stderr| {
-            code == 1 && stderr.contains("there is no snapshot")
-        });
+        self.forgetting("keep-last", &arguments, ids, |code, said| code == 1 && said.contains("there is no snapshot"));
     }
 
     /// Runs a process that forgets all of `ids` or some.

@@ -6,13 +6,16 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+/// Bytes of standard output that are told of a process that failed.
+const STDOUT_TOLD: usize = 4096;
+
 /// How a process ended.
 pub(super) enum Outcome {
     /// Exit code 0, and what it wrote to standard output.
     Done(Vec<u8>),
     /// SIGKILL came before its end.
     Killed,
-    /// Another exit code, and what it wrote to standard error; code -1 when it died of another signal.
+    /// Another exit code, and what it wrote; code -1 when it died of another signal.
     Failed(i32, String),
 }
 
@@ -75,6 +78,10 @@ fn finish(child: Child) -> Outcome {
     match output.status.code() {
         Some(0) => Outcome::Done(output.stdout),
         None if killed => Outcome::Killed,
-        code => Outcome::Failed(code.unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned()),
+        code => {
+            let stdout = output.stdout.get(..STDOUT_TOLD).unwrap_or(&output.stdout);
+            let texts = [stdout, &output.stderr].map(String::from_utf8_lossy);
+            Outcome::Failed(code.unwrap_or(-1), texts.join("\n"))
+        }
     }
 }
