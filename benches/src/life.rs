@@ -15,19 +15,20 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// Runs one section in `folder`, and prints its table.
 pub(crate) fn run(folder: &Path, section: &str, rest: &[String]) -> Outcome<()> {
-    let number = |default: u64| rest.first().map_or(Ok(default), |text| text.parse());
+    let nth = |at: usize, default: u64| rest.get(at).map_or(Ok(default), |text| text.parse());
+    let number = |default| nth(0, default);
     println!("{:56} {:>12}", section, "");
     match section {
         "incrementals" => incrementals::run(folder, number(1000)?),
         "delta-cost" => delta_cost::run(folder),
-        "gc" => collection::run(folder, number(10_000)?),
+        "gc" => collection::run(folder, number(10_000)?, nth(1, 1000)?),
         "marks" => marks::run(folder, number(16)?),
         "restore-after" => {
             let images: Vec<PathBuf> = rest.iter().skip(1).map(PathBuf::from).collect();
             overwritten::run(folder, number(100)?, &images)
         }
         _ => {
-            Err("sections: incrementals [N] | delta-cost | gc [SNAPSHOTS] | marks [GIB] | restore-after N IMAGE..."
+            Err("sections: incrementals [N] | delta-cost | gc [SNAPSHOTS [IMPORTS]] | marks [GIB] | restore-after N IMAGE..."
                 .into())
         }
     }

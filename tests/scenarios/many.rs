@@ -73,7 +73,7 @@ impl Life {
             self.import(&session, number)
         });
         each.reduce(|one, other| Counts {
-            added_bytes: one.added_bytes.max(other.added_bytes),
+            added_bytes: one.added_bytes + other.added_bytes,
             record_bytes: one.record_bytes.max(other.record_bytes),
             lookups: one.lookups.max(other.lookups),
             nodes: one.nodes.max(other.nodes),
@@ -109,24 +109,26 @@ fn two_hundred_incrementals_cost_no_more_each_than_twenty() {
     let session = fixture.session();
     let first = fixture.backup_model(&session, "disk", &disk).snapshot.id;
     let mut life = Life { fixture, disk, ids: vec![first] };
-    for number in 1..=40 {
-        life.import(&session, number);
-    }
+    // What is changed repeats itself after 32 imports. Chunks around a page that is written end here or there, so bytes are
+    // summed over such a round.
+    let round = |life: &mut Life, numbers: RangeInclusive<u64>| {
+        let session = life.fixture.session();
+        numbers.map(|number| life.import(&session, number).added_bytes).sum::<u64>()
+    };
     drop(session);
-    let early = life.import_alone(41..=44);
+    round(&mut life, 1..=32);
+    let early_bytes = round(&mut life, 33..=64);
+    let early = life.import_alone(65..=68);
     let (early_diff, early_restore) = (life.compare_newest(), life.restore_newest());
-    let session = life.fixture.session();
-    for number in 45..=196 {
-        life.import(&session, number);
-    }
-    drop(session);
-    let late = life.import_alone(197..=200);
+    round(&mut life, 69..=160);
+    let late_bytes = round(&mut life, 161..=192);
+    let late = life.import_alone(193..=196);
     let (late_diff, late_restore) = (life.compare_newest(), life.restore_newest());
 
     let flat = |what: &str, early: u64, late: u64| {
-        assert!(late * 10 <= early * 11, "{what}: {early} after 40 incrementals, {late} after 200");
+        assert!(late * 10 <= early * 11, "{what}: {early} after 64 incrementals, {late} after 192");
     };
-    flat("bytes added", early.added_bytes, late.added_bytes);
+    flat("bytes added by 32 imports", early_bytes, late_bytes);
     flat("bytes of the snapshot record", early.record_bytes, late.record_bytes);
     flat("index look-ups", early.lookups, late.lookups);
     flat("manifest nodes read", early.nodes, late.nodes);

@@ -10,7 +10,7 @@ use repo_core::ops::forget::{Request, Scope, forget};
 use repo_core::ops::gc::{GcOptions, gc};
 use repo_core::retention::calendar::{Clock, Period};
 use repo_core::retention::{Policy, Reach, Rule};
-use repo_core::snapshot::{self, NamedSnapshot};
+use repo_core::snapshot::{self, NamedSnapshot, Snapshot};
 
 use super::disk::MadeUpDisk;
 use super::lab::{Lab, Stopwatch, peak_mib, reset_peak};
@@ -19,18 +19,33 @@ use super::{Outcome, median, ms, row};
 const VDIS: u64 = 20;
 const STEP_MS: i64 = 3_600_000;
 
-pub(super) fn run(folder: &Path, count: u64) -> Outcome<()> {
+/// Makes a repository of so many snapshots, of which so many are imports that brought something; the others are records of
+/// a disk that did not change. Then forgets half of them, and collects.
+pub(super) fn run(folder: &Path, count: u64, imports: u64) -> Outcome<()> {
     let mut lab = Lab::new(folder, ChunkParams::default())?;
     let mut disks: Vec<_> = (0..VDIS).map(|seed| MadeUpDisk::new(8 << 30, 64, 256, seed + 1)).collect();
     for (number, disk) in disks.iter().enumerate() {
         lab.import(&format!("disk {number}"), disk.full(), None, STEP_MS)?;
     }
-    let mut seconds = Vec::new();
-    for at in VDIS..count {
+    let imports = imports.clamp(VDIS + 1, count);
+    let copies = count / imports;
+    let (mut seconds, mut reports) = (Vec::new(), Vec::new());
+    for at in VDIS..imports {
         let number = (at % VDIS) as usize;
         let delta = disks[number].change(2, 16);
-        seconds.push(lab.import(&format!("disk {number}"), delta, Some(BaseChoice::Newest), STEP_MS)?.1.seconds);
+        let (report, cost) = lab.import(&format!("disk {number}"), delta, Some(BaseChoice::Newest), STEP_MS)?;
+        seconds.push(cost.seconds);
+        reports.push(report);
     }
+    // As imports of a disk that did not change leave them. After the others, since each import reads all records.
+    for report in reports {
+        for copy in 1..copies {
+            let time_ms = report.snapshot.snapshot.time_ms + i64::try_from(copy)?;
+            snapshot::commit(&lab.session.repository, Snapshot { time_ms, ..report.snapshot.snapshot.clone() })?;
+        }
+    }
+    let count = lab.session.repository.store.list_snapshots()?.len() as u64;
+    row("imports of something new", imports);
     row("snapshots built", count);
     row("building, s", format!("{:.0}", seconds.iter().sum::<f64>()));
     row("one import at the beginning", ms(median(seconds.iter().take(100).copied())));
