@@ -8,7 +8,7 @@
 //!
 //! A frame's sealed bytes are split over its entries in proportion to their plaintext, so that the shares of all
 //! entries, and what is in no frame, add up to the bytes on disk exactly. Who refers to an entry is a small summary
-//! ([`owners`]): in each of five dimensions the only one who does, or that several do. Nodes of one level are all
+//! (`owners`): in each of five dimensions the only one who does, or that several do. Nodes of one level are all
 //! summed up before any of them is read, since they are named by nodes of higher levels only; that is why each is read
 //! once, in the order it is stored in.
 //!
