@@ -132,7 +132,7 @@ impl Soak {
 
     fn collect_twice(&self) {
         for _ in 0..2 {
-            json(&mut self.cairn(&["gc", "--quarantine", "0s", "--max-waste", "0"]));
+            json(&mut self.cairn(&["gc", "--grace", "0s", "--max-waste", "0"]));
         }
     }
 
@@ -395,10 +395,12 @@ impl<'a> Worker<'a> {
 
     fn collect(&mut self) {
         let kill_at = self.kill_at();
-        let quarantine = ["0s", "0s", "0s", "200ms"][self.draw(4) as usize];
-        let arguments = ["gc", "--quarantine", quarantine, "--max-waste", "0", "--level", "1", "--json"];
+        let grace = ["0s", "0s", "0s", "200ms"][self.draw(4) as usize];
+        let arguments = ["gc", "--grace", grace, "--max-waste", "0", "--level", "1", "--json"];
         let outcome = self.soak.runner.run("gc", &mut self.soak.cairn(&arguments), kill_at);
-        let Some(report) = self.done("gc", &outcome, |_, _| false) else { return };
+        // One at a time.
+        let another = |code, said: &str| code == 4 && said.contains("another collection is at work");
+        let Some(report) = self.done("gc", &outcome, another) else { return };
         for field in ["deleted_packs", "repacked_packs", "rescued_packs", "condemned_packs", "waiting_packs"] {
             self.soak.count(&field.replace('_', " "), report[field].as_u64().unwrap());
         }
