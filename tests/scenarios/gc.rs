@@ -169,10 +169,7 @@ fn what_cannot_be_read_stops_the_collection_before_it_deletes_anything() {
     assert!(error.to_string().contains("nothing was deleted"), "{error}");
     std::fs::write(&record, &whole).unwrap();
 
-    // A manifest that is gone: its snapshot's chunks must not be taken for garbage.
-    let meta = session.index.packs().into_iter().find(|pack| pack.content == repo_core::pack::Content::Meta).unwrap();
-    let path = fixture.path().join("packs").join(&meta.id.to_hex()[..2]).join(meta.id.to_hex());
-    let bytes = std::fs::read(&path).unwrap();
+    // Manifests that are gone: their snapshot's chunks must not be taken for garbage.
     let metas: Vec<_> =
         session.index.packs().into_iter().filter(|pack| pack.content == repo_core::pack::Content::Meta).collect();
     for pack in &metas {
@@ -183,7 +180,6 @@ fn what_cannot_be_read_stops_the_collection_before_it_deletes_anything() {
     assert!(error.to_string().contains("nothing was deleted"), "{error}");
     let missing: u64 = metas.iter().map(|pack| pack.len).sum();
     assert_eq!(pack_bytes(&session), before - missing);
-    assert!(!bytes.is_empty());
 }
 
 /// What may happen while something else is under way.
