@@ -61,7 +61,7 @@ impl Index {
 
     /// Whether every chunk and node of a snapshot is known to stand in a pack that is not condemned. Garbage collection
     /// keeps that so for as long as the snapshot is there; where it may not have seen the snapshot, the mark is taken back
-    /// ([`sync`]).
+    /// ([`sync`](super::sync)).
     ///
     /// # Errors
     /// `Io` when the database cannot be read.
