@@ -6,6 +6,7 @@
 
 mod marks;
 mod pack_table;
+mod records;
 mod replica;
 mod states;
 pub mod sync;
@@ -128,6 +129,8 @@ struct StoredPack {
 const COPIES: &str = "copies";
 /// Column family of tombstones that were read, by id.
 const TOMBSTONES: &str = "tombstones";
+/// Column family of snapshot records as they are stored, sealed, by id.
+const RECORDS: &str = "records";
 /// Column family of packs by number.
 const PACKS: &str = "packs";
 /// Column family of snapshots of which nothing is missing.
@@ -137,7 +140,7 @@ const IDENTITY: &str = "identity";
 /// Key of that record.
 const IDENTITY_KEY: &[u8] = b"identity";
 /// Counted up when what is stored here changes: a replica of another version is made anew.
-const INDEX_VERSION: u8 = 3;
+const INDEX_VERSION: u8 = 4;
 
 impl Index {
     /// Opens a free replica under `folder`, or makes one.

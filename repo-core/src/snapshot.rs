@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::id::{NodeId, PackId, SnapshotId};
+use crate::index::Index;
 use crate::manifest::Tree;
 use crate::object::ObjectKind;
 use crate::record::{self, RecordKind};
@@ -289,9 +290,16 @@ pub fn seal(repository: &Repository, snapshot: &Snapshot) -> Result<(SnapshotId,
 /// # Errors
 /// `NotFound`; `Corrupt` when it is damaged; `Unavailable`.
 pub fn read(repository: &Repository, id: SnapshotId) -> Result<NamedSnapshot> {
-    let name = ObjectName::Snapshot(id);
-    let object = repository.store.get(name, RECORD_LEN_MAX)?;
-    let opened = KIND.open(repository, &id.0, &object).and_then(|record| Snapshot::decode(&record));
+    open(repository, id, &get(repository, id)?)
+}
+
+fn get(repository: &Repository, id: SnapshotId) -> Result<Vec<u8>> {
+    repository.store.get(ObjectName::Snapshot(id), RECORD_LEN_MAX)
+}
+
+/// Opens the record named `id`, whose bytes are checked against that name.
+fn open(repository: &Repository, id: SnapshotId, object: &[u8]) -> Result<NamedSnapshot> {
+    let opened = KIND.open(repository, &id.0, object).and_then(|record| Snapshot::decode(&record));
     let snapshot = opened.context(|| format!("snapshot {}", id.short()))?;
     Ok(NamedSnapshot { id, len: object.len() as u64, snapshot })
 }
@@ -304,8 +312,49 @@ pub type Snapshots = (Vec<NamedSnapshot>, Vec<(SnapshotId, Error)>);
 /// # Errors
 /// `Unavailable` when the store cannot be listed.
 pub fn read_all(repository: &Repository) -> Result<Snapshots> {
-    let listed = repository.store.list_snapshots()?;
-    let read: Vec<_> = listed.par_iter().map(|listed| (listed.id, read(repository, listed.id))).collect();
+    let ids = repository.store.snapshot_ids()?;
+    Ok(sorted(ids.par_iter().map(|id| (*id, read(repository, *id))).collect()))
+}
+
+/// As [`read_all`], for who has an index: records that it kept are not read from the store again. They are no less
+/// checked, and whether a snapshot is there only the store says.
+///
+/// # Errors
+/// Those of [`read_all`]; `Io` when the index fails.
+pub fn read_all_with(repository: &Repository, index: &Index) -> Result<Snapshots> {
+    let ids = repository.store.snapshot_ids()?;
+    let kept = index.kept_records(&ids)?;
+    let read: Vec<_> = ids.par_iter().zip(kept).map(|(id, kept)| (*id, read_kept(repository, *id, kept))).collect();
+    let mut new = Vec::new();
+    let mut opened = Vec::with_capacity(read.len());
+    for (id, outcome) in read {
+        opened.push((
+            id,
+            outcome.map(|(named, object)| {
+                new.extend(object.map(|object| (id, object)));
+                named
+            }),
+        ));
+    }
+    index.keep_records(&new, &ids)?;
+    Ok(sorted(opened))
+}
+
+/// A snapshot, and its record's bytes when they came from the store.
+fn read_kept(
+    repository: &Repository,
+    id: SnapshotId,
+    kept: Option<Vec<u8>>,
+) -> Result<(NamedSnapshot, Option<Vec<u8>>)> {
+    // What a cache holds proves nothing: bytes that are not the record's are read anew.
+    if let Some(named) = kept.and_then(|object| open(repository, id, &object).ok()) {
+        return Ok((named, None));
+    }
+    let object = get(repository, id)?;
+    Ok((open(repository, id, &object)?, Some(object)))
+}
+
+fn sorted(read: Vec<(SnapshotId, Result<NamedSnapshot>)>) -> Snapshots {
     let (mut snapshots, mut errors) = (Vec::new(), Vec::new());
     for (id, result) in read {
         match result {
@@ -316,7 +365,7 @@ pub fn read_all(repository: &Repository) -> Result<Snapshots> {
         }
     }
     snapshots.sort_by_key(|named| (named.snapshot.time_ms, named.snapshot.committed_ms, named.id));
-    Ok((snapshots, errors))
+    (snapshots, errors)
 }
 
 #[cfg(test)]

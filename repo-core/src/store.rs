@@ -173,7 +173,7 @@ impl Store {
     /// # Errors
     /// `Unavailable`.
     pub fn list_packs(&self) -> Result<Vec<Listed<PackId>>> {
-        self.list("packs", |name| PackId::from_hex(name).map(|id| (id, ObjectName::Pack(id))))
+        self.list("packs", PackId::from_hex, ObjectName::Pack)
     }
 
     /// The snapshot records that are there, by id.
@@ -181,7 +181,7 @@ impl Store {
     /// # Errors
     /// `Unavailable`.
     pub fn list_snapshots(&self) -> Result<Vec<Listed<SnapshotId>>> {
-        self.list("snapshots", |name| SnapshotId::from_hex(name).map(|id| (id, ObjectName::Snapshot(id))))
+        self.list("snapshots", SnapshotId::from_hex, ObjectName::Snapshot)
     }
 
     /// The annotations that are there, by id. A repository without the folder has none.
@@ -189,7 +189,7 @@ impl Store {
     /// # Errors
     /// `Unavailable`.
     pub fn list_annotations(&self) -> Result<Vec<Listed<AnnotationId>>> {
-        self.list("annotations", |name| AnnotationId::from_hex(name).map(|id| (id, ObjectName::Annotation(id))))
+        self.list("annotations", AnnotationId::from_hex, ObjectName::Annotation)
     }
 
     /// The key slots that are there, by id.
@@ -197,7 +197,7 @@ impl Store {
     /// # Errors
     /// `Unavailable`.
     pub fn list_slots(&self) -> Result<Vec<Listed<SlotId>>> {
-        self.list("keys", |name| SlotId::from_hex(name).map(|id| (id, ObjectName::Slot(id))))
+        self.list("keys", SlotId::from_hex, ObjectName::Slot)
     }
 
     /// The leases that are there, by id.
@@ -205,7 +205,7 @@ impl Store {
     /// # Errors
     /// `Unavailable`.
     pub fn list_leases(&self) -> Result<Vec<Listed<LeaseId>>> {
-        self.list("leases", |name| LeaseId::from_hex(name).map(|id| (id, ObjectName::Lease(id))))
+        self.list("leases", LeaseId::from_hex, ObjectName::Lease)
     }
 
     /// The tombstones that are there, by id.
@@ -213,13 +213,50 @@ impl Store {
     /// # Errors
     /// `Unavailable`.
     pub fn list_tombstones(&self) -> Result<Vec<Listed<TombstoneId>>> {
-        self.list("tombstones", |name| TombstoneId::from_hex(name).map(|id| (id, ObjectName::Tombstone(id))))
+        self.list("tombstones", TombstoneId::from_hex, ObjectName::Tombstone)
+    }
+
+    /// The names of the packs that are there, ascending.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn pack_ids(&self) -> Result<Vec<PackId>> {
+        self.ids("packs", PackId::from_hex, ObjectName::Pack)
+    }
+
+    /// The names of the snapshot records that are there, ascending.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn snapshot_ids(&self) -> Result<Vec<SnapshotId>> {
+        self.ids("snapshots", SnapshotId::from_hex, ObjectName::Snapshot)
+    }
+
+    /// The names of the tombstones that are there, ascending.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn tombstone_ids(&self) -> Result<Vec<TombstoneId>> {
+        self.ids("tombstones", TombstoneId::from_hex, ObjectName::Tombstone)
+    }
+
+    fn ids<Id: Ord + Copy>(
+        &self,
+        folder: &str,
+        parse: fn(&str) -> Result<Id>,
+        name: fn(Id) -> ObjectName,
+    ) -> Result<Vec<Id>> {
+        let paths = self.local.file_names(folder)?;
+        let mut ids: Vec<Id> = paths.iter().filter_map(|path| named(path.to_str()?, parse, name)).collect();
+        ids.sort_unstable();
+        Ok(ids)
     }
 
     fn list<Id: Ord + Copy>(
         &self,
         folder: &str,
-        parse: impl Fn(&str) -> Result<(Id, ObjectName)>,
+        parse: fn(&str) -> Result<Id>,
+        name: fn(Id) -> ObjectName,
     ) -> Result<Vec<Listed<Id>>> {
         let prefix = ObjectPath::from(folder);
         let metas: Vec<_> = self
@@ -228,14 +265,9 @@ impl Store {
             .map_err(|error| Error::with_source(ErrorKind::Unavailable, format!("cannot list {folder}/"), error))?;
         let mut listed: Vec<_> = metas
             .iter()
-            // Other names are no objects of a repository (docs/format.md §1).
             .filter_map(|meta| {
-                let (id, name) = parse(meta.location.filename()?).ok()?;
-                (name.path() == meta.location.as_ref()).then_some(Listed {
-                    id,
-                    len: meta.size,
-                    stored_ms: meta.last_modified.timestamp_millis(),
-                })
+                let id = named(meta.location.as_ref(), parse, name)?;
+                Some(Listed { id, len: meta.size, stored_ms: meta.last_modified.timestamp_millis() })
             })
             .collect();
         listed.sort_unstable_by_key(|listed| listed.id);
@@ -319,6 +351,12 @@ impl Store {
     pub fn quarantine(&self, name: ObjectName) -> Result<String> {
         self.local.quarantine(name)
     }
+}
+
+/// The id of the object at `path`. Other names are no objects of a repository (docs/format.md §1).
+fn named<Id: Copy>(path: &str, parse: fn(&str) -> Result<Id>, name: fn(Id) -> ObjectName) -> Option<Id> {
+    let id = parse(path.rsplit('/').next()?).ok()?;
+    (name(id).path() == path).then_some(id)
 }
 
 fn read_error(name: ObjectName, error: object_store::Error) -> Error {

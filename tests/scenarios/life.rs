@@ -17,6 +17,7 @@ use repo_core::retention::calendar::{Clock, Period};
 use repo_core::retention::{Policy, Reach, Rule};
 use repo_core::seal::Suite;
 use repo_core::snapshot::{self, NamedSnapshot, Snapshot};
+use repo_core::store::ObjectName;
 use repo_tests::cli::{cairn, fails, json, run};
 use repo_tests::fixture::{RepoFixture, restore_stream};
 use repo_tests::model::ModelDisk;
@@ -127,6 +128,34 @@ fn a_damaged_annotation_is_found_and_stops_forgetting_until_it_is_moved_away() {
     assert!(report.after.is_clean());
     forget(&session.repository, &daily(1), &UTC, &Silent).unwrap();
     assert_eq!(session.repository.store.list_snapshots().unwrap().len(), 1);
+}
+
+#[test]
+fn a_damaged_record_that_the_index_has_read_is_healed_and_another_is_moved_away() {
+    let (fixture, first, disk) = one_disk();
+    let flip = || {
+        let path = fixture.path().join(ObjectName::Snapshot(first.id).path());
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[60] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+    };
+    let session = fixture.session();
+    assert_eq!(session.snapshots(&Silent).unwrap().0.len(), 1);
+    flip();
+    let found = check(&session, CheckOptions::default(), &Silent).unwrap();
+    assert_eq!(found.damages.len(), 1, "what the index keeps hides no damage: {found:?}");
+    let report = repair(&session, &found, &Silent).unwrap();
+    assert_eq!((report.quarantined.len(), report.healed_records), (1, 1));
+    assert!(report.after.is_clean());
+    assert!(restore_stream(&session, first.id, "a", RestoreOptions::default()).unwrap().0 == disk.to_bytes());
+
+    // A replica that never read the record has nothing to heal it with.
+    flip();
+    let other = fixture.session();
+    let found = check(&other, CheckOptions::default(), &Silent).unwrap();
+    let report = repair(&other, &found, &Silent).unwrap();
+    assert_eq!((report.quarantined.len(), report.healed_records), (1, 0));
+    assert!(left(&fixture).is_empty());
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod many;
 mod model;
 mod oracle;
 mod outputs;
+mod power;
 mod processes;
 mod refusals;
 mod report;

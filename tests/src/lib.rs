@@ -3,4 +3,5 @@
 pub mod cli;
 pub mod fixture;
 pub mod model;
+pub mod power;
 pub mod vhd;

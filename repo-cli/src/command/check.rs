@@ -67,6 +67,7 @@ struct RepairOut {
     copied_entries: u64,
     copied_bytes: u64,
     new_packs: u64,
+    healed_records: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -142,6 +143,7 @@ impl Checked {
             copied_entries: report.copied_entries,
             copied_bytes: report.copied_bytes,
             new_packs: report.new_packs,
+            healed_records: report.healed_records,
         };
         let mut after = CheckReport { read_bytes: found.read_bytes, coverage: found.coverage, ..report.after };
         after.unavailable.extend(found.unavailable);
@@ -246,6 +248,10 @@ fn repair_text(repair: &RepairOut) -> String {
     if repair.new_packs > 0 {
         let (copied, packs) = (output::size(repair.copied_bytes), output::count(repair.new_packs as usize, "new pack"));
         text.push_str(&format!("copied {copied} that was sound in them to {packs}\n"));
+    }
+    if repair.healed_records > 0 {
+        let records = output::count(repair.healed_records as usize, "snapshot record");
+        text.push_str(&format!("stored {records} again from the index\n"));
     }
     text
 }

@@ -12,7 +12,6 @@ use super::{
 };
 use crate::error::Result;
 use crate::id::{EntryId, PackId};
-use crate::store::Listed;
 
 impl Index {
     /// How many packs were ever known. What is inserted from here on gets numbers from this one on.
@@ -20,23 +19,26 @@ impl Index {
         self.packs.read().next().0
     }
 
-    /// Takes in which packs the store has and which are condemned. `known` is the [`known_count`](Self::known_count) from
-    /// before the packs were listed: of what was inserted since, the list says nothing. When a pack is gone that nobody
-    /// condemned, no snapshot counts as complete any more.
+    /// Whether a pack is gone that nobody condemned. The arguments are those of [`set_states`](Self::set_states).
+    pub fn misses_a_pack(&self, known: u32, listed: &[PackId], condemned: &BTreeSet<PackId>) -> bool {
+        let packs = self.packs.read();
+        packs.iter().take(known as usize).any(|pack| {
+            pack.state == PackState::Live && !condemned.contains(&pack.id) && listed.binary_search(&pack.id).is_err()
+        })
+    }
+
+    /// Takes in which packs the store has, ascending, and which are condemned. `known` is the
+    /// [`known_count`](Self::known_count) from before the packs were listed: of what was inserted since, the list says
+    /// nothing. When a pack is gone that nobody condemned, no snapshot counts as complete any more.
     ///
     /// # Errors
     /// `Io` when the database cannot be written.
-    pub fn set_states(
-        &self,
-        known: u32,
-        listed: &[Listed<PackId>],
-        condemned: &BTreeSet<PackId>,
-    ) -> Result<StateChanges> {
+    pub fn set_states(&self, known: u32, listed: &[PackId], condemned: &BTreeSet<PackId>) -> Result<StateChanges> {
         let mut packs = self.packs.write();
         let mut changes = StateChanges::default();
         let mut batch = WriteBatch::default();
         for (number, pack) in packs.iter_mut().take(known as usize) {
-            let there = listed.binary_search_by_key(&pack.id, |listed| listed.id).is_ok();
+            let there = listed.binary_search(&pack.id).is_ok();
             let was_condemned = condemned.contains(&pack.id);
             let state = match (pack.state, there, was_condemned) {
                 (PackState::Gone, ..) | (_, false, _) => PackState::Gone,

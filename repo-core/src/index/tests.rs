@@ -5,7 +5,6 @@ use crate::frame::Codec;
 use crate::id::SnapshotId;
 use crate::pack::FrameRecord;
 use crate::pack::directory::{Directory, Entry};
-use crate::store::Listed;
 
 const REPOSITORY: RepositoryId = RepositoryId([1; 16]);
 
@@ -38,8 +37,8 @@ fn what_was_inserted_is_found_also_after_opening_again() {
     assert_eq!(index.number_of(PackId([2; 32])), Some(PackNumber(1)));
 }
 
-fn listed(ids: &[u8]) -> Vec<Listed<PackId>> {
-    ids.iter().map(|id| Listed { id: PackId([*id; 32]), len: 1000, stored_ms: 0 }).collect()
+fn listed(ids: &[u8]) -> Vec<PackId> {
+    ids.iter().map(|id| PackId([*id; 32])).collect()
 }
 
 fn place_of(index: &Index, entry: u8) -> Option<u8> {
@@ -85,6 +84,18 @@ fn of_several_copies_the_best_is_found_whatever_happens_to_the_packs() {
     drop(index);
     let (index, origin) = Index::open(folder.path(), REPOSITORY).unwrap();
     assert_eq!((origin, place_of(&index, 5), place_of(&index, 7)), (Origin::Found, Some(3), Some(4)));
+}
+
+#[test]
+fn records_are_kept_while_they_are_there_and_large_ones_are_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let (index, _) = Index::open(folder.path(), REPOSITORY).unwrap();
+    let ids = [1, 2, 3].map(|id| SnapshotId([id; 32]));
+    let records = [(ids[0], vec![7; 300]), (ids[1], vec![8; 64 * 1024 + 1]), (ids[2], vec![9])];
+    index.keep_records(&records, &ids).unwrap();
+    assert_eq!(index.kept_records(&ids).unwrap(), [Some(vec![7; 300]), None, Some(vec![9])]);
+    index.keep_records(&[], &ids[1..]).unwrap();
+    assert_eq!(index.kept_records(&ids).unwrap(), [None, None, Some(vec![9])]);
 }
 
 #[test]

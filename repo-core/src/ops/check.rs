@@ -16,7 +16,7 @@ use crate::keys::Role;
 use crate::keys::slot::{self, SLOT_LEN_MAX};
 use crate::monitor::Monitor;
 use crate::ops::open::Session;
-use crate::snapshot::NamedSnapshot;
+use crate::snapshot::{self, NamedSnapshot};
 use crate::store::ObjectName;
 use cursor::{Coverage, Share};
 
@@ -155,7 +155,9 @@ fn check_annotations(session: &Session, report: &mut CheckReport, monitor: &dyn 
 }
 
 fn check_snapshots(session: &Session, report: &mut CheckReport, monitor: &dyn Monitor) -> Result<Vec<NamedSnapshot>> {
-    let (snapshots, errors) = session.snapshots(monitor)?;
+    // From the store, whatever the index kept of them.
+    let (snapshots, errors) = snapshot::read_all(&session.repository)?;
+    session.catch_up(monitor)?;
     for (id, error) in errors {
         report.note(monitor, ObjectName::Snapshot(id).path(), None, &error);
     }

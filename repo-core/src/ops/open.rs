@@ -31,7 +31,7 @@ impl Session {
     /// # Errors
     /// `Unavailable` when the store cannot be listed; `Io` when the index cannot be written.
     pub fn snapshots(&self, monitor: &dyn Monitor) -> Result<Snapshots> {
-        let found = snapshot::read_all(&self.repository)?;
+        let found = snapshot::read_all_with(&self.repository, &self.index)?;
         self.catch_up(monitor)?;
         Ok(found)
     }

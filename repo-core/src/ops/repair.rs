@@ -1,7 +1,8 @@
 //! Repair: what is damaged moves to the folder `quarantine`, and nothing is deleted.
 //!
 //! What a damaged pack still holds is first copied into new packs. Then the pack moves away, the index no longer finds what it
-//! held, and an import that meets the same content stores it again: every snapshot that names it is whole again.
+//! held, and an import that meets the same content stores it again: every snapshot that names it is whole again. A damaged
+//! snapshot record moves away, too, and is stored again if the index kept it.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -47,6 +48,8 @@ pub struct RepairReport {
     pub copied_bytes: u64,
     /// Packs that these were written to.
     pub new_packs: u64,
+    /// Snapshot records that were damaged and are whole again.
+    pub healed_records: u64,
     /// What a check finds now, directories and manifests read anew.
     pub after: CheckReport,
 }
@@ -71,7 +74,7 @@ pub fn repair(session: &Session, found: &CheckReport, monitor: &dyn Monitor) -> 
     }
     let _lease = Lease::put(session.repository.clone(), "repair")?;
     let mut report = RepairReport::default();
-    quarantine_records(&session.repository, found, &mut report)?;
+    quarantine_records(session, found, &mut report)?;
     let hashers = Hashers::new(session)?;
     let mut doomed = Vec::new();
     for id in damaged_packs(found) {
@@ -98,19 +101,21 @@ fn named<'a>(found: &'a CheckReport, folder: &'a str) -> impl Iterator<Item = &'
     objects.filter(move |object| object.starts_with(folder)).filter_map(|object| object.rsplit('/').next())
 }
 
-fn quarantine(repository: &Repository, name: ObjectName, report: &mut RepairReport) -> Result<()> {
+/// Moves an object away; `false` when it is gone already.
+fn quarantine(repository: &Repository, name: ObjectName, report: &mut RepairReport) -> Result<bool> {
     match repository.store.quarantine(name) {
         Ok(to) => report.quarantined.push(Quarantined { object: name.path(), to }),
         // Another process was faster.
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Moves records away whose bytes are not what their names say. Others that do not open were written so: by a newer
 /// version, or with another key.
-fn quarantine_records(repository: &Repository, found: &CheckReport, report: &mut RepairReport) -> Result<()> {
+fn quarantine_records(session: &Session, found: &CheckReport, report: &mut RepairReport) -> Result<()> {
+    let repository = &session.repository;
     let snapshots = named(found, "snapshots/").filter_map(|name| SnapshotId::from_hex(name).ok());
     let annotations = named(found, "annotations/").filter_map(|name| AnnotationId::from_hex(name).ok());
     let records = snapshots.map(|id| (ObjectName::Snapshot(id), id.0, RECORD_LEN_MAX));
@@ -120,9 +125,22 @@ fn quarantine_records(repository: &Repository, found: &CheckReport, report: &mut
             Ok(bytes) => *blake3::hash(&bytes).as_bytes() != id,
             Err(error) => error.is_damage(),
         };
-        if damaged {
-            quarantine(repository, name, report)?;
+        // One that is gone meanwhile was forgotten, and stays so.
+        if damaged
+            && quarantine(repository, name, report)?
+            && let ObjectName::Snapshot(id) = name
+        {
+            heal_record(session, id, report)?;
         }
+    }
+    Ok(())
+}
+
+fn heal_record(session: &Session, id: SnapshotId, report: &mut RepairReport) -> Result<()> {
+    let kept = session.index.kept_records(&[id])?.into_iter().flatten().next();
+    if let Some(record) = kept.filter(|record| *blake3::hash(record).as_bytes() == id.0) {
+        session.repository.store.put_new(ObjectName::Snapshot(id), &record)?;
+        report.healed_records += 1;
     }
     Ok(())
 }

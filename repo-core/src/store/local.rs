@@ -124,6 +124,31 @@ impl LocalDir {
         }
     }
 
+    /// The names of the files below a folder, and of those in the folders in it; their own alone, in no order. Faster than
+    /// a listing with lengths and times, which looks at every file. A folder that is missing has none.
+    ///
+    /// # Errors
+    /// `Unavailable` when a folder cannot be listed.
+    pub fn file_names(&self, folder: &str) -> Result<Vec<PathBuf>> {
+        let (mut found, mut folders) = (Vec::new(), vec![PathBuf::from(folder)]);
+        while let Some(folder) = folders.pop() {
+            let entries = match fs::read_dir(self.root.join(&folder)) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                entries => entries,
+            };
+            for entry in entries.map_err(|error| cannot_list(&folder, error))? {
+                let entry = entry.map_err(|error| cannot_list(&folder, error))?;
+                let path = folder.join(entry.file_name());
+                // Comes with the entry: no further call to the file system.
+                match entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    true => folders.push(path),
+                    false => found.push(path),
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Deletes an object, durably.
     ///
     /// # Errors
@@ -322,6 +347,10 @@ fn open_named(folder: &Path) -> Result<(File, PathBuf)> {
             Err(error) => return Err(Error::io(format!("cannot write to {}", folder.display()), error)),
         }
     }
+}
+
+fn cannot_list(folder: &Path, error: std::io::Error) -> Error {
+    Error::with_source(ErrorKind::Unavailable, format!("cannot list {}/", folder.display()), error)
 }
 
 fn parent_of(path: &Path) -> &Path {
