@@ -1,19 +1,21 @@
 //! What every command needs: the repository that was named, the clock, the terminal, and a way to give the result.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::{Timestamp, Zoned};
 use repo_core::annotation::{self, Annotations};
 use repo_core::entropy::Entropy;
 use repo_core::error::{Error, ErrorKind, ResultExt};
+use repo_core::id::SnapshotId;
+use repo_core::index::sync::SyncStats;
 use repo_core::keys::slot::{Argon2Cost, Unlock};
 use repo_core::monitor::Monitor;
-use repo_core::ops::open::{self, Session};
+use repo_core::ops::open::{self, Access, Session, Working};
 use repo_core::repository::Repository;
 use repo_core::seal::Suite;
-use repo_core::snapshot::{self, NamedSnapshot, Snapshots};
+use repo_core::snapshot::{self, NamedSnapshot};
 use repo_core::store::Store;
-use rustix::fs::Access;
 use serde::Serialize;
 
 use crate::args::Globals;
@@ -114,7 +116,8 @@ impl Invocation {
     /// The folder where the index of a repository is kept; none where nothing can be written.
     pub(crate) fn index_folder(&self, repository: &Repository) -> Option<PathBuf> {
         let own = repository.store.root().join("index");
-        let writable = std::fs::create_dir_all(&own).is_ok() && rustix::fs::access(&own, Access::WRITE_OK).is_ok();
+        let writable =
+            std::fs::create_dir_all(&own).is_ok() && rustix::fs::access(&own, rustix::fs::Access::WRITE_OK).is_ok();
         if writable { Some(own) } else { Some(cache_folder()?.join(repository.config.id.to_hex())) }
     }
 
@@ -122,7 +125,7 @@ impl Invocation {
     ///
     /// # Errors
     /// Those of the core, with the next step.
-    pub(crate) fn rebuild_index(&self) -> Result<Session> {
+    pub(crate) fn rebuild_index(&self) -> Result<(Session, SyncStats)> {
         let repository = self.open_repository()?;
         self.terminal.take_signals()?;
         let rebuilt = open::rebuild_index(repository, cache_folder().as_deref(), &self.terminal);
@@ -139,15 +142,20 @@ impl Invocation {
     /// # Errors
     /// Those of the core.
     pub(crate) fn snapshots(&self, repository: &Repository) -> Result<Listed> {
-        Ok(self.listed(snapshot::read_all(repository).context(|| "cannot list the snapshots")?))
+        let (snapshots, errors) = snapshot::read_all(repository).context(|| "cannot list the snapshots")?;
+        Ok(self.listed(snapshots, &errors))
     }
 
-    /// The same, when their content is about to be read: the index then knows all that they name.
+    /// Begins work on them: the index then knows all that they name, and nothing of it is deleted as long as the first result
+    /// lives.
     ///
     /// # Errors
     /// Those of the core.
-    pub(crate) fn snapshots_to_read(&self, session: &Session) -> Result<Listed> {
-        Ok(self.listed(session.snapshots(&self.terminal).context(|| "cannot list the snapshots")?))
+    pub(crate) fn begin(&self, session: &Session, what: &str, access: Access) -> Result<(Arc<Working>, Listed)> {
+        let working = session.begin(what, access, &self.terminal).context(|| "cannot list the snapshots")?;
+        let (snapshots, errors) = working.snapshots();
+        let listed = self.listed(snapshots.clone(), errors);
+        Ok((working, listed))
     }
 
     /// What was said of snapshots after they were made. Annotations that cannot be read are told, and counted in `listed`.
@@ -172,7 +180,7 @@ impl Invocation {
         }
     }
 
-    fn listed(&self, (snapshots, errors): Snapshots) -> Listed {
+    fn listed(&self, snapshots: Vec<NamedSnapshot>, errors: &[(SnapshotId, Error)]) -> Listed {
         let mut listed = Listed { snapshots, damaged: 0, unavailable: 0 };
         self.count(errors.iter().map(|(_, error)| error), &mut listed);
         if !errors.is_empty() {

@@ -24,8 +24,8 @@ fn a_deleted_index_comes_back_with_everything() {
     let disk = ModelDisk::scattered(9 << 20, 3, 1);
     let id = fixture.backup_model(&fixture.session(), "a", &disk).snapshot.id;
     std::fs::remove_dir_all(fixture.path().join("index")).unwrap();
-    let session = fixture.session();
-    assert!(session.sync.added_packs > 1);
+    let session = open_session(open(&fixture), None, &Silent).unwrap();
+    assert!(session.catch_up(&Silent).unwrap().added_packs > 1);
     assert!(restore_stream(&session, id, "a", RestoreOptions::default()).unwrap().0 == disk.to_bytes());
     assert_eq!(fixture.backup_model(&session, "b", &disk).new_bytes, 0);
 }
@@ -71,7 +71,8 @@ fn packs_that_vanished_make_the_index_be_filled_anew_so_that_their_chunks_are_st
     lose_a_data_pack(&fixture, session);
 
     let monitor = Recording::default();
-    let session = open_session(open(&fixture), None, &monitor).unwrap();
+    let session = open_session(open(&fixture), None, &Silent).unwrap();
+    session.catch_up(&monitor).unwrap();
     assert!(monitor.warnings.lock()[0].contains("1 packs that the index knew are gone"));
     // Another disk of the same content: what was lost is new again, and the snapshot is whole.
     let second = fixture.backup_model(&session, "b", &disk);
@@ -114,14 +115,14 @@ fn the_index_is_rebuilt_with_the_structure_key_alone() {
     let id = fixture.backup_model(&fixture.session(), "a", &disk).snapshot.id;
     let mut repository = open(&fixture);
     repository.keys = repository.keys.without(Role::Data).without(Role::Identity);
-    let session = rebuild_index(repository, None, &Silent).unwrap();
-    assert!(session.sync.added_packs > 1 && session.sync.unreadable_packs == 0);
+    let (session, sync) = rebuild_index(repository, None, &Silent).unwrap();
+    assert!(sync.added_packs > 1 && sync.unreadable_packs == 0);
     // Such a holder sees structure and no content.
     let error = restore_stream(&session, id, "a", RestoreOptions::default()).unwrap_err();
     assert_eq!(error.to_string(), "the key in use does not grant the data role");
     drop(session);
-    let session = fixture.session();
-    assert_eq!(session.sync.added_packs, 0);
+    let session = open_session(open(&fixture), None, &Silent).unwrap();
+    assert_eq!(session.catch_up(&Silent).unwrap().added_packs, 0);
     assert!(restore_stream(&session, id, "a", RestoreOptions::default()).unwrap().0 == disk.to_bytes());
 }
 

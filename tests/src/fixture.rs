@@ -72,7 +72,9 @@ impl RepoFixture {
     pub fn try_session(&self) -> Result<Session> {
         let store = Store::open_local(&self.path())?;
         let repository = Repository::open(store, &unlock(self.suite), Entropy::system())?;
-        open_session(repository, None, &Silent)
+        let session = open_session(repository, None, &Silent)?;
+        session.catch_up(&Silent)?;
+        Ok(session)
     }
 
     /// Backs up disks as one snapshot, one second after the last.

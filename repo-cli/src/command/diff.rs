@@ -6,6 +6,7 @@ use repo_core::error::ResultExt;
 use repo_core::id::NodeId;
 use repo_core::manifest::Tree;
 use repo_core::ops::diff::{self, DiffReport};
+use repo_core::ops::open::Access;
 use repo_core::snapshot::{Disk, NamedSnapshot};
 use serde::Serialize;
 
@@ -76,7 +77,7 @@ type Pair<'a> = (Option<&'a Disk>, Option<&'a Disk>);
 
 pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
     let session = invocation.open_session()?;
-    let all = invocation.snapshots_to_read(&session)?;
+    let (_working, all) = invocation.begin(&session, "diff", Access::Read)?;
     let before = select::point(&all.snapshots, &args.before, &invocation.now)?;
     let after = select::point(&all.snapshots, &args.after, &invocation.now)?;
     let mut disks = Vec::new();

@@ -13,8 +13,9 @@ use repo_core::disk::{self, DiskSource, FormatHint, SourceOptions, Undelivered};
 use repo_core::error::{ErrorKind, ResultExt};
 use repo_core::id::SnapshotId;
 use repo_core::ops::backup::{self, BackupOptions, BackupReport, BaseChoice, DiskInput};
-use repo_core::ops::open::Session;
+use repo_core::ops::open::Access;
 use repo_core::remarks::Remarks;
+use repo_core::snapshot::NamedSnapshot;
 use serde::Serialize;
 
 use super::remarks::{parse_note, parse_tag};
@@ -145,11 +146,12 @@ pub(super) fn run(args: Args, invocation: &Invocation) -> Result<Exit> {
     };
     // A repository that cannot be written is told before a disk is read for hours.
     drop(session.repository.store.new_object().map_err(fail)?);
-    let base = base(&args, &session, invocation).map_err(|failure| failure.context(cannot()))?;
+    let (_working, all) = invocation.begin(&session, "import", Access::Write)?;
+    let base = base(&args, &all.snapshots).map_err(|failure| failure.context(cannot()))?;
     let hint = args.changed.as_deref().map(|list| Hint::read(list, base)).transpose()?;
     let source = open_source(&args, hint.as_ref(), &what)?.map_err(fail)?;
     if base.is_none() && source.undelivered() == Undelivered::Base {
-        return Err(no_base(&args, &*source, &session, invocation)?.context(cannot()));
+        return Err(no_base(&args, &*source, &all.snapshots).context(cannot()));
     }
     let base = base.map(|base| BaseChoice::Snapshot(base.snapshot));
     let disks = vec![DiskInput { vdi: args.vdi.clone(), source, base }];
@@ -231,21 +233,19 @@ struct Base {
 }
 
 /// The base that was named; with a changed list, the newest snapshot unless another was named.
-fn base(args: &Args, session: &Session, invocation: &Invocation) -> Result<Option<Base>> {
+fn base(args: &Args, snapshots: &[NamedSnapshot]) -> Result<Option<Base>> {
     let Some(name) = args.base.as_deref().or(args.changed.is_some().then_some("latest")) else { return Ok(None) };
-    let snapshots = invocation.snapshots_to_read(session)?.snapshots;
-    let chosen = select::base(&snapshots, name, &args.vdi)?;
+    let chosen = select::base(snapshots, name, &args.vdi)?;
     Ok(Some(Base { snapshot: chosen.snapshot.id, virtual_size: chosen.disk.tree.virtual_size }))
 }
 
 /// What is wrong with a delta that comes without a base.
-fn no_base(args: &Args, source: &dyn DiskSource, session: &Session, invocation: &Invocation) -> Result<Failure> {
-    let snapshots = invocation.snapshots_to_read(session)?.snapshots;
+fn no_base(args: &Args, source: &dyn DiskSource, snapshots: &[NamedSnapshot]) -> Failure {
     let text = format!(
         "the input is a delta ({}): it holds only what changed against a base, and no --base is given",
         source.format().name()
     );
-    Ok(Failure::new(ErrorKind::Invalid, text).hint(select::bases(&snapshots, &args.vdi)))
+    Failure::new(ErrorKind::Invalid, text).hint(select::bases(snapshots, &args.vdi))
 }
 
 fn read_metadata(named: &[(String, PathBuf)]) -> Result<BTreeMap<String, Vec<u8>>> {

@@ -32,11 +32,11 @@ struct Rebuilt {
 
 pub(super) fn run(_args: &Args, invocation: &Invocation) -> Result<Exit> {
     let started = Instant::now();
-    let session = invocation.rebuild_index()?;
+    let (session, sync) = invocation.rebuild_index()?;
     let rebuilt = Rebuilt {
         path: session.index.path().display().to_string(),
-        packs: session.sync.added_packs,
-        unreadable_packs: session.sync.unreadable_packs,
+        packs: sync.added_packs,
+        unreadable_packs: sync.unreadable_packs,
         seconds: output::rounded(started.elapsed().as_secs_f64()),
     };
     invocation.print_summary(&rebuilt, || text(&rebuilt))?;

@@ -14,7 +14,7 @@ use repo_core::disk::vhd::profile::{ParentDisk, Profile};
 use repo_core::entropy::Entropy;
 use repo_core::error::{Error, ErrorKind};
 use repo_core::monitor::Monitor;
-use repo_core::ops::open::Session;
+use repo_core::ops::open::{Access, Session};
 use repo_core::ops::restore::in_place::InPlaceReport;
 use repo_core::ops::restore::{self, RestoreOptions, RestorePlan, RestoreReport};
 use repo_core::snapshot::NamedSnapshot;
@@ -126,8 +126,7 @@ pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
     let at_ms = args.at.as_deref().map(|at| when::latest("--at", at, &invocation.now)).transpose()?;
     let destination = Destination::of(args)?;
     let session = invocation.open_session()?;
-    let all = invocation.snapshots_to_read(&session)?;
-    session.catch_up(&invocation.terminal)?;
+    let (_working, all) = invocation.begin(&session, "restore", Access::Read)?;
     let chosen = select::disk(&all.snapshots, &args.what, args.vdi.as_deref(), at_ms)?;
     let base = args.delta_from.as_deref();
     let base = base.map(|name| select::delta_base(&all.snapshots, name, chosen, &invocation.now)).transpose()?;

@@ -60,6 +60,11 @@ fn take_in_packs(
         let known = index.known_count();
         index.set_states(known, &repository.store.pack_ids()?, &condemned)?;
     }
+    if changes.vanished > 0 {
+        let text =
+            format!("{} packs that the index knew are gone from the repository: run cairn check", changes.vanished);
+        monitor.warn(&text);
+    }
     Ok(SyncStats { vanished_packs: changes.vanished, ..stats })
 }
 

@@ -28,7 +28,7 @@ use crate::lease::Lease;
 use crate::manifest::builder::TreeBuilder;
 use crate::manifest::{NodeHasher, Tree};
 use crate::monitor::{Monitor, check_cancelled};
-use crate::ops::open::Session;
+use crate::ops::open::{Access, Session};
 use crate::ops::pack_stream::{PackStream, StreamOptions};
 use crate::remarks::Remarks;
 use crate::snapshot::{self, Disk, DiskReading, NamedSnapshot, Snapshot, SnapshotStats};
@@ -125,15 +125,16 @@ pub fn backup(
 ) -> Result<BackupReport> {
     check_inputs(&disks)?;
     options.remarks.check()?;
-    let (lease, (snapshots, _)) = session.begin_writing("import", monitor)?;
+    let working = session.begin("import", Access::Write, monitor)?;
+    let (snapshots, _) = working.snapshots();
     let generation = session.index.generation();
     let mut run = Running::new(session, options)?;
     let mut stored = Vec::new();
     for disk in disks {
-        let parent = Parent::choose(&disk.vdi, &*disk.source, disk.base, &snapshots, session, monitor)?;
+        let parent = Parent::choose(&disk.vdi, &*disk.source, disk.base, snapshots, session, monitor)?;
         stored.push(run.disk(disk, parent, monitor)?);
     }
-    run.commit(stored, options, &lease, generation)
+    run.commit(stored, options, working.lease(), generation)
 }
 
 fn check_inputs(disks: &[DiskInput]) -> Result<()> {

@@ -15,7 +15,7 @@ use crate::id::SnapshotId;
 use crate::keys::Role;
 use crate::keys::slot::{self, SLOT_LEN_MAX};
 use crate::monitor::Monitor;
-use crate::ops::open::Session;
+use crate::ops::open::{Access, Session};
 use crate::snapshot::{self, NamedSnapshot};
 use crate::store::ObjectName;
 use cursor::{Coverage, Share};
@@ -122,7 +122,7 @@ fn run(session: &Session, reading: Reading, monitor: &dyn Monitor) -> Result<Che
         session.repository.keys.get(Role::Identity)?;
         session.repository.keys.get(Role::Data)?;
     }
-    let _lease = session.begin_reading("check", monitor)?;
+    let _working = session.begin("check", Access::Read, monitor)?;
     let mut report = CheckReport::default();
     check_slots(session, &mut report, monitor)?;
     check_annotations(session, &mut report, monitor)?;

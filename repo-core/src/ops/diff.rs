@@ -10,7 +10,7 @@ use crate::manifest::Tree;
 use crate::manifest::diff::{ChangedBlock, ChangedBlocks, changed_pages};
 use crate::manifest::walk::leaf_runs;
 use crate::monitor::{Monitor, check_cancelled};
-use crate::ops::open::Session;
+use crate::ops::open::{Access, Session};
 use crate::units::PAGE_LEN;
 
 /// Changed blocks whose leaves are read at once.
@@ -40,7 +40,7 @@ pub struct DiffReport {
 /// # Errors
 /// `Corrupt` when a node is missing or damaged; `Unavailable`; `Interrupted`.
 pub fn diff(session: &Session, before: &Tree, after: &Tree, monitor: &dyn Monitor) -> Result<DiffReport> {
-    let _lease = session.begin_reading("diff", monitor)?;
+    let _working = session.begin("diff", Access::Read, monitor)?;
     monitor.begin("comparing", None);
     let end = before.virtual_size.max(after.virtual_size);
     let mut report = DiffReport::default();

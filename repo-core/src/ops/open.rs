@@ -1,7 +1,9 @@
-//! Opening a repository for work: with an index that is up to date.
+//! Opening a repository for work, and what is done first: a lease, the snapshots, an index that is up to date.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
 
 use crate::content::ContentReader;
 use crate::error::{ErrorKind, Result};
@@ -12,7 +14,7 @@ use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::snapshot::{self, Snapshots};
 
-/// A repository with an index that is up to date.
+/// A repository with an index, which is brought up to date when work begins.
 pub struct Session {
     /// The repository.
     pub repository: Arc<Repository>,
@@ -20,11 +22,58 @@ pub struct Session {
     pub index: Arc<Index>,
     /// Reads stored content through both.
     pub content: Arc<ContentReader>,
-    /// What bringing the index up to date did.
-    pub sync: SyncStats,
+    working: Mutex<Weak<Working>>,
+}
+
+/// Work under way. As long as this lives nothing that the index finds, and nothing that the snapshots need, is deleted.
+pub struct Working {
+    lease: Lease,
+    snapshots: Snapshots,
+}
+
+impl Working {
+    /// The lease.
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// All snapshots that were there when the work began, oldest first, and an error for each record that cannot be read.
+    pub fn snapshots(&self) -> &Snapshots {
+        &self.snapshots
+    }
+}
+
+/// What somebody is about to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Only reads. On a medium that cannot be written it goes without a lease.
+    Read,
+    /// Writes what relies on what is there.
+    Write,
 }
 
 impl Session {
+    /// Begins work, or takes part in the work of this session that is under way: puts a lease; then reads the snapshots and
+    /// brings the index up to date.
+    ///
+    /// # Errors
+    /// `Io` when the repository cannot be written, for [`Access::Write`]; those of [`snapshots`](Self::snapshots).
+    pub fn begin(&self, operation: &str, access: Access, monitor: &dyn Monitor) -> Result<Arc<Working>> {
+        let mut working = self.working.lock();
+        if let Some(under_way) = working.upgrade()
+            && (access == Access::Read || under_way.lease.id().is_some())
+        {
+            return Ok(under_way);
+        }
+        let lease = match access {
+            Access::Read => Lease::put_if_writable(self.repository.clone(), operation)?,
+            Access::Write => Lease::put(self.repository.clone(), operation)?,
+        };
+        let begun = Arc::new(Working { lease, snapshots: self.snapshots(monitor)? });
+        *working = Arc::downgrade(&begun);
+        Ok(begun)
+    }
+
     /// All snapshots, oldest first, and an error for each record that cannot be read; the index then knows all that
     /// they name.
     ///
@@ -36,28 +85,7 @@ impl Session {
         Ok(found)
     }
 
-    /// Puts a lease for work that ends in a snapshot; then reads the snapshots and brings the index up to date. As long as
-    /// the lease is there, whatever is found stays where it is.
-    ///
-    /// # Errors
-    /// `Io` when the repository cannot be written; those of [`snapshots`](Self::snapshots).
-    pub fn begin_writing(&self, operation: &str, monitor: &dyn Monitor) -> Result<(Lease, Snapshots)> {
-        let lease = Lease::put(self.repository.clone(), operation)?;
-        Ok((lease, self.snapshots(monitor)?))
-    }
-
-    /// Puts a lease for work that only reads, and brings the index up to date. On a medium that cannot be written it goes
-    /// without a lease.
-    ///
-    /// # Errors
-    /// Those of [`catch_up`](Self::catch_up).
-    pub fn begin_reading(&self, operation: &str, monitor: &dyn Monitor) -> Result<Lease> {
-        let lease = Lease::put_if_writable(self.repository.clone(), operation)?;
-        self.catch_up(monitor)?;
-        Ok(lease)
-    }
-
-    /// Takes in what other processes stored, condemned and deleted since the index was opened. Needed after snapshot
+    /// Takes in what other processes stored, condemned and deleted since the last look. Needed after snapshot
     /// records were read and before what they name is looked up: whatever a snapshot names was durable before it.
     ///
     /// # Errors
@@ -70,37 +98,34 @@ impl Session {
 /// Opens the index of a repository: in its own `index/` folder, or under `cache` where that cannot be written.
 ///
 /// # Errors
-/// `Io` when no index can be kept anywhere; `Locked`; `Unavailable`.
+/// `Io` when no index can be kept anywhere; `Locked`.
 pub fn open_session(repository: Repository, cache: Option<&Path>, monitor: &dyn Monitor) -> Result<Session> {
     let (index, origin) = open_index(&repository, cache, monitor)?;
     if origin == Origin::Replaced {
         monitor.warn("the index was unreadable or not of this repository: it is made anew from the packs");
     }
-    let stats = sync(&index, &repository, monitor)?;
-    if stats.vanished_packs > 0 {
-        monitor.warn(&format!(
-            "{} packs that the index knew are gone from the repository: run cairn check",
-            stats.vanished_packs
-        ));
-    }
-    into_session(repository, index, stats)
+    into_session(repository, index)
 }
 
 /// Empties one replica of the index and fills it from the packs, without trusting anything it held.
 ///
 /// # Errors
-/// As [`open_session`].
-pub fn rebuild_index(repository: Repository, cache: Option<&Path>, monitor: &dyn Monitor) -> Result<Session> {
+/// As [`open_session`]; `Unavailable` when the store cannot be listed.
+pub fn rebuild_index(
+    repository: Repository,
+    cache: Option<&Path>,
+    monitor: &dyn Monitor,
+) -> Result<(Session, SyncStats)> {
     let (index, _) = open_index(&repository, cache, monitor)?;
     let index = index.clear(repository.config.id)?;
     let stats = sync(&index, &repository, monitor)?;
-    into_session(repository, index, stats)
+    Ok((into_session(repository, index)?, stats))
 }
 
-fn into_session(repository: Repository, index: Index, sync: SyncStats) -> Result<Session> {
+fn into_session(repository: Repository, index: Index) -> Result<Session> {
     let (repository, index) = (Arc::new(repository), Arc::new(index));
     let content = Arc::new(ContentReader::new(repository.clone(), index.clone())?);
-    Ok(Session { repository, index, content, sync })
+    Ok(Session { repository, index, content, working: Mutex::default() })
 }
 
 fn open_index(repository: &Repository, cache: Option<&Path>, monitor: &dyn Monitor) -> Result<(Index, Origin)> {

@@ -7,18 +7,18 @@ pub mod in_place;
 mod window;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::chunk::ChunkHasher;
 use crate::disk::{DiskSink, PresentBlocks, StreamSink};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::NodeId;
 use crate::keys::Role;
-use crate::lease::Lease;
 use crate::manifest::Tree;
 use crate::manifest::diff::ChangedBlocks;
 use crate::manifest::walk::Leaves;
 use crate::monitor::{Monitor, check_cancelled};
-use crate::ops::open::Session;
+use crate::ops::open::{Access, Session, Working};
 use crate::units::{BLOCK_LEN, BlockIndex, block_count};
 use window::{FrameKeeper, Loss, WindowBuffer, WindowPlan};
 
@@ -57,7 +57,7 @@ pub struct RestorePlan {
     holes: Vec<Range<u64>>,
     present: PresentBlocks,
     /// Keeps garbage collection from deleting what the plan found.
-    lease: Lease,
+    working: Arc<Working>,
 }
 
 impl RestorePlan {
@@ -66,7 +66,7 @@ impl RestorePlan {
     /// # Errors
     /// `Corrupt` when a node is missing or damaged, unless `keep_going`; `Unavailable`.
     pub fn new(session: &Session, tree: Tree, options: RestoreOptions, monitor: &dyn Monitor) -> Result<Self> {
-        let lease = session.begin_reading("restore", monitor)?;
+        let working = session.begin("restore", Access::Read, monitor)?;
         let mut leaves = Vec::new();
         let mut holes = Holes::default();
         let mut present = PresentBlocks::new(tree.virtual_size);
@@ -95,7 +95,7 @@ impl RestorePlan {
         if unread {
             holes.add(BlockIndex(next_block).offset_bytes()..tree.virtual_size);
         }
-        Ok(Self { tree, leaves, holes: holes.0, present, lease })
+        Ok(Self { tree, leaves, holes: holes.0, present, working })
     }
 
     /// Only the blocks in which a disk differs from `base`, those among them that are zeros now included. Blocks past the
@@ -104,7 +104,7 @@ impl RestorePlan {
     /// # Errors
     /// `Corrupt` when a node is missing or damaged: what differs is then not known; `Unavailable`.
     pub fn delta(session: &Session, base: &Tree, tree: Tree, monitor: &dyn Monitor) -> Result<Self> {
-        let lease = session.begin_reading("restore", monitor)?;
+        let working = session.begin("restore", Access::Read, monitor)?;
         let mut leaves = Vec::new();
         let mut present = PresentBlocks::new(tree.virtual_size);
         for changed in ChangedBlocks::new(base, &tree, &*session.content) {
@@ -114,7 +114,7 @@ impl RestorePlan {
                 leaves.push((changed.block, changed.after));
             }
         }
-        Ok(Self { tree, leaves, holes: Vec::new(), present, lease })
+        Ok(Self { tree, leaves, holes: Vec::new(), present, working })
     }
 
     /// Which blocks are written. A target that must know its length beforehand needs this.
@@ -149,7 +149,7 @@ pub fn restore(
         holes: Holes(plan.holes),
     };
     restore.run(&plan.leaves, target)?;
-    drop(plan.lease);
+    drop(plan.working);
     monitor.end();
     Ok(RestoreReport { written_bytes: restore.written_bytes, holes: restore.holes.merged() })
 }
