@@ -12,6 +12,7 @@ mod gc;
 mod images;
 mod index;
 mod inputs;
+mod kills;
 mod leases;
 mod life;
 mod lifetime;
