@@ -9,7 +9,7 @@ pub struct Entropy(Source);
 
 enum Source {
     System,
-    Seeded(Mutex<blake3::OutputReader>),
+    Seeded(Mutex<blake3::OutputReader>, Box<dyn Fn() + Send + Sync>),
 }
 
 impl Entropy {
@@ -20,8 +20,14 @@ impl Entropy {
 
     /// A reproducible stream, for tests alone: whoever knows the seed knows every key.
     pub fn seeded(seed: u64) -> Self {
+        Self::observed(seed, || {})
+    }
+
+    /// The stream of [`seeded`](Self::seeded) that calls a function before each draw: nearly every object has a salt, so
+    /// that a test can act right before one is stored.
+    pub fn observed(seed: u64, before_draw: impl Fn() + Send + Sync + 'static) -> Self {
         let stream = blake3::Hasher::new_derive_key("cairn v1 test entropy").update(&seed.to_le_bytes()).finalize_xof();
-        Self(Source::Seeded(Mutex::new(stream)))
+        Self(Source::Seeded(Mutex::new(stream), Box::new(before_draw)))
     }
 
     /// Fresh random bytes.
@@ -33,7 +39,10 @@ impl Entropy {
         match &self.0 {
             Source::System => getrandom::fill(&mut bytes)
                 .map_err(|error| Error::with_source(ErrorKind::Io, "cannot get random bytes", error.to_string()))?,
-            Source::Seeded(stream) => stream.lock().fill(&mut bytes),
+            Source::Seeded(stream, before_draw) => {
+                before_draw();
+                stream.lock().fill(&mut bytes);
+            }
         }
         Ok(bytes)
     }

@@ -32,6 +32,21 @@ pub struct LeaseInfo {
     pub process: u32,
 }
 
+impl LeaseInfo {
+    /// The record's CBOR.
+    pub fn encode(&self) -> Vec<u8> {
+        minicbor::to_vec(self).expect("writing CBOR into memory cannot fail")
+    }
+
+    /// Reads a record's CBOR.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is malformed.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        minicbor::decode(bytes).map_err(|error| Error::with_source(ErrorKind::Corrupt, "lease is malformed", error))
+    }
+}
+
 /// A lease of this process; taken away when dropped.
 pub struct Lease {
     repository: Arc<Repository>,
@@ -45,8 +60,7 @@ impl Lease {
     /// `Unauthenticated` without the structure key; `Io` when the repository cannot be written.
     pub fn put(repository: Arc<Repository>, operation: &str) -> Result<Self> {
         let info = LeaseInfo { operation: operation.to_owned(), process: std::process::id() };
-        let record = minicbor::to_vec(&info).expect("writing CBOR into memory cannot fail");
-        let (id, object) = RECORD.seal(&repository, record)?;
+        let (id, object) = RECORD.seal(&repository, info.encode())?;
         let id = LeaseId(id);
         let file = repository.store.put_held(ObjectName::Lease(id), &object)?;
         Ok(Self { repository, held: Some((id, file)) })
@@ -103,7 +117,7 @@ impl Drop for Lease {
 pub fn read(repository: &Repository, id: LeaseId) -> Result<LeaseInfo> {
     let object = repository.store.get(ObjectName::Lease(id), RECORD.len_max)?;
     let record = RECORD.open(repository, &id.0, &object).context(|| format!("lease {}", id.short()))?;
-    minicbor::decode(&record).map_err(|error| Error::with_source(ErrorKind::Corrupt, "lease is malformed", error))
+    LeaseInfo::decode(&record)
 }
 
 /// The leases whose holders may be at work. Those that processes left behind when they died are deleted.

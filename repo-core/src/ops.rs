@@ -7,6 +7,7 @@ pub mod complete;
 pub mod diff;
 pub mod forget;
 pub mod gc;
+mod id_set;
 pub mod open;
 mod pack_stream;
 pub mod repair;

@@ -75,7 +75,8 @@ pub struct DiskReading {
     /// Blocks the source delivered, in bytes.
     #[n(1)]
     pub read_bytes: u64,
-    /// Of those, blocks that differ from the snapshot they were compared with, in bytes.
+    /// Blocks of the disk that differ from the snapshot it was compared with, in bytes: 2 MiB for each that a diff of the two
+    /// names, also those that had content there and are zeros now, delivered or not. Without a parent, all with content.
     #[n(2)]
     pub changed_bytes: u64,
 }

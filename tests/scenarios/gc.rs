@@ -3,23 +3,24 @@
 //! Interleavings are explored without threads: a backup is stopped between two blocks, a collection between two of its
 //! steps, and other operations run in sessions of their own before it goes on.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, Ordering};
+mod moments;
+mod world;
+
 use std::sync::{Arc, Mutex};
 
-use repo_core::disk::{BlockBuf, Delivery, DiskFormat, DiskSource};
-use repo_core::id::SnapshotId;
+use repo_core::disk::Delivery;
 use repo_core::lease::Lease;
 use repo_core::monitor::{Monitor, Silent};
 use repo_core::ops::backup::{BackupOptions, DiskInput, backup};
 use repo_core::ops::gc::{GcOptions, gc};
-use repo_core::ops::open::{Session, rebuild_index};
+use repo_core::ops::open::Session;
 use repo_core::ops::restore::RestoreOptions;
 use repo_core::seal::Suite;
-use repo_core::units::BlockIndex;
 use repo_core::{Error, ErrorKind};
 use repo_tests::fixture::{RepoFixture, gc_options, restore_stream};
 use repo_tests::model::ModelDisk;
+
+use world::{Hooked, Op, World, new_disk};
 
 fn pack_bytes(session: &Session) -> u64 {
     session.repository.store.list_packs().unwrap().iter().map(|pack| pack.len).sum()
@@ -182,130 +183,49 @@ fn what_cannot_be_read_stops_the_collection_before_it_deletes_anything() {
     assert_eq!(pack_bytes(&session), before - missing);
 }
 
-/// What may happen while something else is under way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Op {
-    Forget,
-    Gc,
-    Backup,
-    Restore,
-    Rebuild,
+#[test]
+fn every_disk_of_a_snapshot_is_needed() {
+    let mut fixture = RepoFixture::small(Suite::None);
+    let session = fixture.session();
+    let disks = [1, 2, 3].map(|seed| ModelDisk::scattered(3 << 20, 3, seed));
+    let inputs = ["a", "b", "c"].into_iter().zip(&disks).map(|(vdi, disk)| (vdi, disk.source(Delivery::Ascending)));
+    let id = fixture.backup(&session, inputs.collect()).unwrap().snapshot.id;
+    fixture.gc(&session);
+    fixture.gc(&session);
+    for (vdi, disk) in ["a", "b", "c"].into_iter().zip(&disks) {
+        assert!(restore_stream(&session, id, vdi, RestoreOptions::default()).unwrap().0 == disk.to_bytes(), "{vdi}");
+    }
 }
 
-/// A repository, what is in it, and operations on it, each in a session of its own as another process would.
-struct World {
-    fixture: RepoFixture,
-    clock_ms: AtomicI64,
-    /// Snapshots that must restore.
-    live: Mutex<BTreeMap<SnapshotId, (String, ModelDisk)>>,
-    /// Snapshots that may be forgotten, in that order, last first.
-    to_forget: Mutex<Vec<SnapshotId>>,
-    /// Backups taken by `Op::Backup`.
-    extra: AtomicI64,
-}
-
-/// The disk that is forgotten, and whose content the backup under way finds again.
-fn old_disk() -> ModelDisk {
-    ModelDisk::scattered(5 << 20, 4, 11)
-}
-
-/// What the backup under way stores: half of the forgotten disk and something new.
-fn new_disk() -> ModelDisk {
-    let mut disk = ModelDisk::scattered(5 << 20, 9, 12);
-    disk.pages.extend(old_disk().pages.into_iter().filter(|(page, _)| page % 64 < 32));
-    disk
-}
-
-impl World {
-    fn new() -> Arc<Self> {
-        let mut fixture = RepoFixture::small(Suite::None);
-        let session = fixture.session();
-        let mut live = BTreeMap::new();
-        let mut to_forget = Vec::new();
-        for (vdi, disk) in [("old", old_disk()), ("kept", ModelDisk::scattered(3 << 20, 4, 13)), ("old", old_disk())] {
-            let id = fixture.backup_model(&session, vdi, &disk).snapshot.id;
-            live.insert(id, (vdi.to_owned(), disk));
-            if vdi == "old" {
-                to_forget.push(id);
-            }
-        }
-        drop(session);
-        let (live, to_forget) = (Mutex::new(live), Mutex::new(to_forget));
-        Arc::new(Self { fixture, clock_ms: AtomicI64::new(10_000_000), live, to_forget, extra: AtomicI64::new(0) })
+/// A wasteful pack with a damaged frame cannot be emptied, so it stays, with all that is sound in it.
+#[test]
+fn a_pack_that_cannot_be_moved_whole_stays_where_it_is() {
+    let mut fixture = RepoFixture::small(Suite::None);
+    let session = fixture.session();
+    let kept = ModelDisk::scattered(3 << 20, 3, 1);
+    let mut dropped = kept.clone();
+    dropped.pages.extend(ModelDisk::scattered(3 << 20, 2, 2).pages);
+    let first = fixture.backup_model(&session, "a", &dropped).snapshot.id;
+    let id = fixture.backup_model(&session, "a", &kept).snapshot.id;
+    fixture.forget(&session, first);
+    for pack in session.index.packs().iter().filter(|pack| pack.content == repo_core::pack::Content::Data).take(2) {
+        let path = fixture.path().join(repo_core::store::ObjectName::Pack(pack.id).path());
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[70] ^= 1;
+        std::fs::write(path, bytes).unwrap();
     }
-
-    fn now_ms(&self) -> i64 {
-        self.clock_ms.fetch_add(1000, Ordering::Relaxed)
-    }
-
-    fn run(&self, op: Op) {
-        let session = self.fixture.session();
-        match op {
-            Op::Forget => {
-                // All at once: then nothing of the old disk is needed any more.
-                for id in self.to_forget.lock().unwrap().drain(..) {
-                    self.fixture.forget(&session, id);
-                    self.live.lock().unwrap().remove(&id);
-                }
-            }
-            Op::Gc => match gc(&session, &gc_options(self.now_ms()), &Silent) {
-                // Within another collection.
-                Err(error) if error.kind() == ErrorKind::Locked => {}
-                done => drop(done.unwrap()),
-            },
-            Op::Backup => {
-                let number = self.extra.fetch_add(1, Ordering::Relaxed);
-                let mut disk = old_disk();
-                disk.pages.retain(|page, _| page % 7 > number as u64);
-                self.back_up(&session, "extra", &disk, |_| None);
-            }
-            Op::Restore => self.restore_all(&session),
-            Op::Rebuild => {
-                let store = repo_core::store::Store::open_local(&self.fixture.path()).unwrap();
-                let unlock = repo_tests::fixture::unlock(Suite::None);
-                let repository =
-                    repo_core::repository::Repository::open(store, &unlock, repo_core::entropy::Entropy::system());
-                drop(rebuild_index(repository.unwrap(), None, &Silent).unwrap());
-            }
-        }
-    }
-
-    fn back_up(
-        &self,
-        session: &Session,
-        vdi: &str,
-        disk: &ModelDisk,
-        hook: impl FnMut(u64) -> Option<Error> + Send + 'static,
-    ) {
-        let disks = vec![DiskInput::new(vdi, Hooked::source(disk, hook))];
-        let options = BackupOptions { level: 1, ..BackupOptions::new(self.now_ms()) };
-        let report = backup(session, disks, &options, &Silent).unwrap();
-        self.live.lock().unwrap().insert(report.snapshot.id, (vdi.to_owned(), disk.clone()));
-    }
-
-    fn restore_all(&self, session: &Session) {
-        for (id, (vdi, disk)) in &*self.live.lock().unwrap() {
-            let (bytes, _) = restore_stream(session, *id, vdi, RestoreOptions::default()).unwrap();
-            assert!(bytes == disk.to_bytes(), "snapshot {id} of {vdi} differs");
-        }
-    }
-
-    /// All live snapshots restore, nothing is damaged, and two more collections leave nothing that is not needed.
-    fn settle(&self) {
-        self.restore_all(&self.fixture.session());
-        let report = self.fixture.check_all();
-        assert!(report.is_clean(), "{report:?}");
-        self.run(Op::Gc);
-        self.run(Op::Gc);
-        let session = self.fixture.session();
-        let rest = gc(&session, &gc_options(self.now_ms()), &Silent).unwrap();
-        let left = (rest.waste_bytes, rest.waiting_packs, rest.young_packs, rest.condemned_packs, rest.deleted_packs);
-        assert_eq!(left, (0, 0, 0, 0, 0), "{rest:?}");
-        self.restore_all(&session);
-        drop(session);
-        assert!(self.fixture.check_all().is_clean());
-        assert!(std::fs::read_dir(self.fixture.path().join("leases")).unwrap().next().is_none());
-    }
+    drop(session);
+    let session = fixture.session();
+    let going_on = RestoreOptions { keep_going: true };
+    let before = restore_stream(&session, id, "a", going_on).unwrap();
+    let holes: u64 = before.1.holes.iter().map(|hole| hole.end - hole.start).sum();
+    assert!(holes > 0 && holes < kept.virtual_size / 4, "{holes} bytes are damaged");
+    let report = fixture.gc(&session);
+    assert!(report.repacked_packs > 0, "{report:?}");
+    fixture.gc(&session);
+    drop(session);
+    let after = restore_stream(&fixture.session(), id, "a", going_on).unwrap();
+    assert!(after.0 == before.0 && after.1.holes == before.1.holes, "what was sound beside the damage is gone");
 }
 
 /// Sequences of operations up to a length.
@@ -395,40 +315,5 @@ impl Monitor for HookedMonitor {
     }
     fn damage(&self, error: &Error) {
         panic!("damage: {error:?}");
-    }
-}
-
-/// A source that calls a function before each block; an error from it is the source's.
-struct Hooked<Hook> {
-    inner: Box<dyn DiskSource>,
-    hook: Hook,
-    block: u64,
-}
-
-impl<Hook: FnMut(u64) -> Option<Error> + Send + 'static> Hooked<Hook> {
-    fn source(disk: &ModelDisk, hook: Hook) -> Box<dyn DiskSource> {
-        Box::new(Self { inner: disk.source(Delivery::Ascending), hook, block: 0 })
-    }
-}
-
-impl<Hook: FnMut(u64) -> Option<Error> + Send> DiskSource for Hooked<Hook> {
-    fn virtual_size(&self) -> Option<u64> {
-        self.inner.virtual_size()
-    }
-
-    fn format(&self) -> DiskFormat {
-        self.inner.format()
-    }
-
-    fn delivery(&self) -> Delivery {
-        self.inner.delivery()
-    }
-
-    fn next_block(&mut self, buf: &mut BlockBuf) -> repo_core::Result<Option<BlockIndex>> {
-        if let Some(error) = (self.hook)(self.block) {
-            return Err(error);
-        }
-        self.block += 1;
-        self.inner.next_block(buf)
     }
 }

@@ -1,6 +1,7 @@
 //! All scenarios, in one binary.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+mod changes;
 mod crash;
 mod damage;
 mod delta_imports;
@@ -11,6 +12,8 @@ mod gc;
 mod images;
 mod index;
 mod inputs;
+mod kills;
+mod leases;
 mod life;
 mod lifetime;
 mod many;

@@ -26,6 +26,41 @@ pub fn cairn(repository: &Path) -> Command {
     command
 }
 
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// By itself, with this exit code.
+    Exit(i32),
+    /// By SIGKILL.
+    Killed,
+}
+
+/// Runs `cairn` on a repository with one worker thread, and kills it (SIGKILL) when a thread of it is about to make its
+/// `number`-th call of the system call `call`, counted from 1: on the file `only`, if one is named. strace(1) does it.
+///
+/// # Panics
+/// When strace is missing or fails.
+pub fn cairn_killed_at(repository: &Path, arguments: &[String], call: &str, number: u32, only: Option<&Path>) -> Ended {
+    let mut command = Command::new("strace");
+    command.args(["--follow-forks", "--quiet=all", "--output=/dev/null"]);
+    command.arg(format!("--trace={call}")).arg(format!("--inject={call}:signal=KILL:when={number}"));
+    command.args(only.iter().flat_map(|path| [OsStr::new("--trace-path"), path.as_os_str()]));
+    command.arg(cairn_path()).args(arguments);
+    command
+        .env("CAIRN_PASSPHRASE", crate::fixture::PASSPHRASE)
+        .env("CAIRN_REPO", repository)
+        .env("RAYON_NUM_THREADS", "1")
+        .env("TZ", "UTC");
+    let output = command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+    // strace ends as what it runs does.
+    if std::os::unix::process::ExitStatusExt::signal(&output.status) == Some(9) {
+        return Ended::Killed;
+    }
+    let code = output.status.code().unwrap_or_else(|| panic!("{command:?} died: {}", output.status));
+    assert!(code != 1, "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ended::Exit(code)
+}
+
 /// Runs a command to its end and demands success.
 ///
 /// # Panics

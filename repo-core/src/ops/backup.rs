@@ -212,11 +212,9 @@ impl<'a> Running<'a> {
             let ScannedBlock { block, leaf_id, runs, .. } = &scanned;
             let compared = comparison.compare(*block, *leaf_id, runs, monitor)?;
             self.block(&scanned, &compared, complete)?;
-            let unchanged = compared.unchanged;
             reading.read_bytes += BLOCK_LEN as u64;
-            reading.changed_bytes += if unchanged { 0 } else { BLOCK_LEN as u64 };
             // What a delta leaves as it was is the base's already; its zeros are content and overwrite.
-            let sets_leaf = if base.is_some() { !unchanged } else { !leaf_id.is_none() };
+            let sets_leaf = if base.is_some() { !compared.unchanged } else { !leaf_id.is_none() };
             if sets_leaf {
                 builder.set(*block, *leaf_id);
             }
@@ -228,6 +226,7 @@ impl<'a> Running<'a> {
         }
         let (mut source, virtual_size) = scan.finish()?;
         let root = builder.finish(virtual_size, &mut |id, bytes| self.node(id, bytes))?;
+        reading.changed_bytes = comparison.changed_blocks(root, monitor)? * BLOCK_LEN as u64;
         monitor.end();
         if let (Some(delivered), Some(base)) = (&delivered, base) {
             self.check_hint(base.disk.tree, &mut *source, delivered, monitor)?;

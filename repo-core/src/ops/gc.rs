@@ -10,7 +10,6 @@
 //! the next run goes on from what is stored.
 
 mod choice;
-mod live_set;
 mod mark;
 mod repack;
 mod survey;

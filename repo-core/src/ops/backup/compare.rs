@@ -6,8 +6,9 @@ use crate::chunk::Run;
 use crate::content::ContentReader;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, NodeId};
-use crate::manifest::walk::{LeafCursor, leaf_runs};
-use crate::monitor::Monitor;
+use crate::manifest::Tree;
+use crate::manifest::walk::{LeafCursor, Leaves, leaf_runs};
+use crate::monitor::{Monitor, check_cancelled};
 use crate::ops::backup::base::{Parent, damaged};
 use crate::units::BlockIndex;
 
@@ -16,6 +17,8 @@ pub(super) struct Comparison<'a> {
     content: &'a ContentReader,
     /// `None` without a parent, or with one that could not be read.
     cursor: Option<LeafCursor<'a>>,
+    /// What the source leaves out and is therefore zeros may be content there; `None` where it is the parent's.
+    replaced: Option<Tree>,
     /// Whether the disk is laid over the parent: then the backup ends when that cannot be read.
     is_base: bool,
     /// Whether all of the parent is known to be stored.
@@ -23,11 +26,15 @@ pub(super) struct Comparison<'a> {
     allocated_bytes: u64,
     /// Pages of the base in blocks that were laid over.
     replaced_bytes: u64,
+    /// Blocks compared that differ.
+    changed_blocks: u64,
+    /// Blocks compared where the parent has content.
+    met_blocks: u64,
 }
 
 /// A block beside the parent's.
 pub(super) struct Compared {
-    /// Whether it is equal to it.
+    /// Whether it is equal to it; what a parent lacks, or no parent has, is zeros.
     pub(super) unchanged: bool,
     /// Chunks of the parent's block that are known to be stored. Those of a block that is equal are not listed.
     pub(super) stored: HashSet<ChunkId>,
@@ -36,10 +43,18 @@ pub(super) struct Compared {
 impl<'a> Comparison<'a> {
     /// Of a disk with its parent, over which it is laid when that is its base.
     pub(super) fn new(parent: Option<&Parent>, is_base: bool, content: &'a ContentReader) -> Self {
-        let cursor = parent.map(|parent| LeafCursor::new(parent.disk.tree, content));
         let allocated_bytes = parent.filter(|_| is_base).map_or(0, |parent| parent.disk.allocated_bytes);
-        let is_complete = parent.is_some_and(|parent| parent.complete);
-        Self { content, cursor, is_base, is_complete, allocated_bytes, replaced_bytes: 0 }
+        Self {
+            content,
+            cursor: parent.map(|parent| LeafCursor::new(parent.disk.tree, content)),
+            replaced: parent.filter(|_| !is_base).map(|parent| parent.disk.tree),
+            is_base,
+            is_complete: parent.is_some_and(|parent| parent.complete),
+            allocated_bytes,
+            replaced_bytes: 0,
+            changed_blocks: 0,
+            met_blocks: 0,
+        }
     }
 
     /// Compares the leaf of a block, which has these runs, with the one that the parent has there: one comparison of names,
@@ -56,12 +71,13 @@ impl<'a> Comparison<'a> {
         monitor: &dyn Monitor,
     ) -> Result<Compared> {
         let before = self.leaf_before(block, monitor)?;
-        let unchanged = before == Some(leaf);
+        let unchanged = before == leaf;
+        self.changed_blocks += u64::from(!unchanged);
+        self.met_blocks += u64::from(!before.is_none());
         if !self.is_base || !unchanged {
             self.allocated_bytes += run_bytes(runs);
         }
-        let other = before.filter(|before| !unchanged && !before.is_none());
-        let runs_before = other.map(|before| self.runs_before(before, monitor)).transpose()?.unwrap_or_default();
+        let runs_before = if unchanged { Vec::new() } else { self.runs_before(before, monitor)? };
         self.replaced_bytes += if self.is_base { run_bytes(&runs_before) } else { 0 };
         let stored = runs_before.iter().filter(|_| self.is_complete).map(|run| run.id).collect();
         Ok(Compared { unchanged, stored })
@@ -73,17 +89,42 @@ impl<'a> Comparison<'a> {
         self.allocated_bytes.saturating_sub(self.replaced_bytes)
     }
 
-    fn leaf_before(&mut self, block: BlockIndex, monitor: &dyn Monitor) -> Result<Option<NodeId>> {
-        let Some(cursor) = &mut self.cursor else { return Ok(None) };
+    /// The blocks in which the disk, whose root is `root`, differs from the parent, once all that was delivered was compared:
+    /// also those that a full source did not deliver and the parent has. Reads the parent's inner nodes for these. Without a
+    /// parent, or past a place where it cannot be read, blocks with content count.
+    ///
+    /// # Errors
+    /// `Interrupted`.
+    pub(super) fn changed_blocks(&mut self, root: NodeId, monitor: &dyn Monitor) -> Result<u64> {
+        let replaced = self.replaced.filter(|tree| self.cursor.is_some() && tree.root != root);
+        let Some(tree) = replaced else { return Ok(self.changed_blocks) };
+        let mut blocks = 0_u64;
+        for leaf in Leaves::new(&tree, self.content) {
+            check_cancelled(monitor)?;
+            match leaf {
+                Ok(_) => blocks += 1,
+                Err(error) => {
+                    self.do_without(error, monitor)?;
+                    return Ok(self.changed_blocks);
+                }
+            }
+        }
+        // Saturating: a source may deliver a block twice.
+        Ok(self.changed_blocks + blocks.saturating_sub(self.met_blocks))
+    }
+
+    /// What the parent has there; none also without one.
+    fn leaf_before(&mut self, block: BlockIndex, monitor: &dyn Monitor) -> Result<NodeId> {
+        let Some(cursor) = &mut self.cursor else { return Ok(NodeId::NONE) };
         match cursor.leaf(block) {
-            Ok(leaf) => Ok(Some(leaf)),
-            Err(error) => self.do_without(error, monitor).map(|()| None),
+            Ok(leaf) => Ok(leaf),
+            Err(error) => self.do_without(error, monitor).map(|()| NodeId::NONE),
         }
     }
 
     /// What the parent has in a block that differs, where that is of use.
     fn runs_before(&mut self, leaf: NodeId, monitor: &dyn Monitor) -> Result<Vec<Run>> {
-        if !self.is_base && !self.is_complete {
+        if leaf.is_none() || !self.is_base && !self.is_complete {
             return Ok(Vec::new());
         }
         match leaf_runs(self.content, leaf) {

@@ -1,6 +1,5 @@
 //! Checking manifests: every node once, every chunk looked up; then, where something is damaged, whom it hits.
 
-use std::collections::HashMap;
 use std::ops::Range;
 
 use crate::chunk::Run;
@@ -10,8 +9,11 @@ use crate::index::Location;
 use crate::manifest::{Node, NodeSource, Tree, span};
 use crate::monitor::{Monitor, check_cancelled};
 use crate::ops::check::packs::BadParts;
+use crate::ops::check::visited::Visited;
 use crate::ops::check::{Affected, CheckReport};
+use crate::ops::id_set::IDS_MAX;
 use crate::ops::open::Session;
+use crate::pack::Content;
 use crate::snapshot::NamedSnapshot;
 use crate::units::{BLOCK_LEN, BlockIndex};
 
@@ -22,46 +24,57 @@ pub(super) fn check(
     report: &mut CheckReport,
     monitor: &dyn Monitor,
 ) -> Result<()> {
-    let mut walk = Walk { session, bad, sound: HashMap::new(), unavailable: Vec::new(), nodes: 0, chunks: 0 };
-    monitor.begin("walking manifests", None);
-    for NamedSnapshot { id, snapshot, .. } in snapshots {
-        for disk in &snapshot.disks {
-            check_cancelled(monitor)?;
-            if walk.is_sound(disk.tree.root, disk.tree.height())? {
-                continue;
-            }
-            let ranges = walk.lost_ranges(&disk.tree)?;
-            let lost: u64 = ranges.iter().map(|range| range.end - range.start).sum();
-            let text = format!("snapshot {}: {lost} bytes of {} cannot be restored", id.short(), disk.vdi);
-            monitor.damage(&Error::corrupt(text));
-            report.affected.push(Affected { snapshot: *id, vdi: disk.vdi.clone(), ranges });
-        }
-    }
-    monitor.end();
-    report.nodes = walk.nodes;
-    report.chunks = walk.chunks;
-    report.unavailable.append(&mut walk.unavailable);
-    Ok(())
+    Walk::new(session, bad, IDS_MAX).run(snapshots, report, monitor)
 }
 
 struct Walk<'a> {
     session: &'a Session,
     bad: &'a BadParts,
-    /// Nodes visited, and whether all below them can be read. Some 50 bytes for each distinct node.
-    sound: HashMap<NodeId, bool>,
+    visited: Visited,
     unavailable: Vec<String>,
     nodes: u64,
     chunks: u64,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    /// A walk that remembers as many nodes as there are, but not more than `nodes_max`.
+    fn new(session: &'a Session, bad: &'a BadParts, nodes_max: u64) -> Self {
+        let packs = session.index.packs();
+        let meta = packs.iter().filter(|pack| pack.content == Content::Meta);
+        let nodes: u64 = meta.map(|pack| u64::from(pack.entries)).sum();
+        let visited = Visited::new(nodes, nodes_max);
+        Self { session, bad, visited, unavailable: Vec::new(), nodes: 0, chunks: 0 }
+    }
+
+    fn run(&mut self, snapshots: &[NamedSnapshot], report: &mut CheckReport, monitor: &dyn Monitor) -> Result<()> {
+        monitor.begin("walking manifests", None);
+        for NamedSnapshot { id, snapshot, .. } in snapshots {
+            for disk in &snapshot.disks {
+                check_cancelled(monitor)?;
+                if self.is_sound(disk.tree.root, disk.tree.height())? {
+                    continue;
+                }
+                let ranges = self.lost_ranges(&disk.tree)?;
+                let lost: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+                let text = format!("snapshot {}: {lost} bytes of {} cannot be restored", id.short(), disk.vdi);
+                monitor.damage(&Error::corrupt(text));
+                report.affected.push(Affected { snapshot: *id, vdi: disk.vdi.clone(), ranges });
+            }
+        }
+        monitor.end();
+        report.nodes = self.nodes;
+        report.chunks = self.chunks;
+        report.unavailable.append(&mut self.unavailable);
+        Ok(())
+    }
+
     /// Whether a node and all below it can be read. Depth is at most 8.
     fn is_sound(&mut self, id: NodeId, level: u8) -> Result<bool> {
         if id.is_none() {
             return Ok(true);
         }
-        if let Some(sound) = self.sound.get(&id) {
-            return Ok(*sound);
+        if let Some(sound) = self.visited.is_sound(id) {
+            return Ok(sound);
         }
         self.nodes += 1;
         let sound = match (self.node(id)?, level) {
@@ -75,7 +88,7 @@ impl Walk<'_> {
             }
             _ => false,
         };
-        self.sound.insert(id, sound);
+        self.visited.remember(id, level, sound)?;
         Ok(sound)
     }
 
@@ -157,3 +170,6 @@ fn merged(ranges: Vec<Range<u64>>, virtual_size: u64) -> Vec<Range<u64>> {
     }
     merged
 }
+
+#[cfg(test)]
+mod tests;

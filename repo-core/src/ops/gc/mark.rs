@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
-use super::live_set::{LiveSet, Part};
 use crate::content::{ContentReader, entry_range};
 use crate::error::{Error, Result, ResultExt};
 use crate::id::{EntryId, NodeId};
 use crate::index::Location;
 use crate::manifest::{LEVEL_MAX, Node, NodeHasher};
 use crate::monitor::{Monitor, check_cancelled};
+use crate::ops::id_set::{IdSet, Part};
 use crate::ops::open::Session;
 use crate::pack::Content;
 use crate::snapshot::NamedSnapshot;
@@ -41,7 +41,7 @@ pub(super) fn mark(
     session: &Session,
     snapshots: &[NamedSnapshot],
     part: Part,
-    live: &LiveSet,
+    live: &IdSet,
     monitor: &dyn Monitor,
 ) -> Result<Marked> {
     let packs = session.index.packs();
@@ -51,7 +51,7 @@ pub(super) fn mark(
         hasher: NodeHasher::new(&session.repository.keys)?,
         part,
         live,
-        seen: LiveSet::new(meta.map(|pack| u64::from(pack.entries)).sum()),
+        seen: IdSet::new(meta.map(|pack| u64::from(pack.entries)).sum()),
         pending: vec![Vec::new(); usize::from(LEVEL_MAX) + 1],
         nodes: 0,
         references: AtomicU64::new(0),
@@ -70,9 +70,9 @@ struct Walk<'a> {
     content: &'a ContentReader,
     hasher: NodeHasher,
     part: Part,
-    live: &'a LiveSet,
+    live: &'a IdSet,
     /// Nodes that were met.
-    seen: LiveSet,
+    seen: IdSet,
     /// Nodes to be read, by level.
     pending: Vec<Vec<NodeId>>,
     nodes: u64,

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use rayon::prelude::*;
 
-use super::live_set::{LiveSet, Part};
 use crate::error::Result;
 use crate::id::EntryId;
 use crate::index::{KnownPack, PackNumber, PackState};
 use crate::monitor::{Monitor, check_cancelled};
+use crate::ops::id_set::{IdSet, Part};
 use crate::ops::open::Session;
 use crate::pack::directory::Directory;
 use crate::pack::reader::PackReader;
@@ -60,14 +60,14 @@ impl PackUse {
 /// Surveys all packs, with `mark` filling a set for each part of the ids.
 pub(super) fn survey(
     session: &Session,
-    mark: &mut dyn FnMut(Part, &LiveSet) -> Result<()>,
+    mark: &mut dyn FnMut(Part, &IdSet) -> Result<()>,
     monitor: &dyn Monitor,
 ) -> Result<Vec<PackUse>> {
     let mut uses: Vec<_> = session.index.packs().into_iter().map(PackUse::new).collect();
     let entries = uses.iter().map(|used| u64::from(used.pack.entries)).sum();
     let with_copies = session.index.ids_with_copies()?;
     for (at, part) in Part::all(entries).enumerate() {
-        let live = LiveSet::new(part.share(entries));
+        let live = IdSet::new(part.share(entries));
         mark(part, &live)?;
         let survey = Survey { session, part, live: &live, with_copies: &with_copies, first: at == 0 };
         monitor.begin("reading pack directories", Some(uses.iter().map(|used| used.pack.len).sum()));
@@ -87,7 +87,7 @@ pub(super) fn survey(
 struct Survey<'a> {
     session: &'a Session,
     part: Part,
-    live: &'a LiveSet,
+    live: &'a IdSet,
     with_copies: &'a BTreeSet<EntryId>,
     /// Whether this is the first part: what is the same for all parts is counted then.
     first: bool,

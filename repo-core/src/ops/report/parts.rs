@@ -280,7 +280,9 @@ pub(super) fn known_reading(disk: &Disk) -> Option<(u64, u64)> {
 /// known.
 fn split_over_disks(named: &NamedSnapshot) -> Vec<(u64, u64)> {
     let snapshot = &named.snapshot;
-    let changed: Option<Vec<u64>> = snapshot.disks.iter().map(|disk| Some(known_reading(disk)?.1)).collect();
+    // Content that became zeros without being delivered brought nothing that was stored.
+    let weight = |disk| known_reading(disk).map(|(read, changed)| changed.min(read));
+    let changed: Option<Vec<u64>> = snapshot.disks.iter().map(weight).collect();
     let weights = changed.unwrap_or_else(|| snapshot.disks.iter().map(|disk| disk.allocated_bytes).collect());
     let new = split(snapshot.stats.new_bytes, &weights);
     let stored = split(snapshot.stats.pack_bytes.saturating_add(named.len), &weights);

@@ -1,4 +1,4 @@
-//! Which ids are live, in little memory: the first eight bytes of each, in a table of fixed size.
+//! Sets of ids in little memory, for walks over all manifests: the first eight bytes of each, in a table of fixed size.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -6,18 +6,18 @@ use crate::error::{Error, Result};
 use crate::id::EntryId;
 
 /// Ids held at once; 8 bytes each, and room to spare: 270 MiB.
-pub(super) const IDS_MAX: u64 = 24 << 20;
+pub(in crate::ops) const IDS_MAX: u64 = 24 << 20;
 
 /// The part of all ids that one pass deals with. With more ids than fit into memory there are several passes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Part {
+pub(in crate::ops) struct Part {
     number: u64,
     of: u64,
 }
 
 impl Part {
     /// All parts of `ids` ids.
-    pub(super) fn all(ids: u64) -> impl Iterator<Item = Self> {
+    pub(in crate::ops) fn all(ids: u64) -> impl Iterator<Item = Self> {
         Self::split(ids, IDS_MAX)
     }
 
@@ -27,29 +27,29 @@ impl Part {
     }
 
     /// Whether the id belongs to this part.
-    pub(super) fn contains(self, id: EntryId) -> bool {
+    pub(in crate::ops) fn contains(self, id: EntryId) -> bool {
         // The last bytes, so that a part's fingerprints still spread over the whole table.
         let last = id.0.last_chunk().expect("an id has 32 bytes");
         u64::from_le_bytes(*last) % self.of == self.number
     }
 
     /// How many of `ids` ids belong to one part, at most, but for a hair: they are hashes and spread evenly.
-    pub(super) fn share(self, ids: u64) -> u64 {
+    pub(in crate::ops) fn share(self, ids: u64) -> u64 {
         ids.div_ceil(self.of)
     }
 }
 
 /// A set of ids that only grows, shared between threads.
 ///
-/// Two ids with equal first bytes count as one, so that one that is dead may be taken for live: it stays, and nothing is
-/// lost. Ids are keyed hashes: nobody can make such pairs, and by chance there are none.
-pub(super) struct LiveSet {
+/// Two ids with equal first bytes count as one: for garbage collection, one that is dead may be taken for live, and stays.
+/// Ids are keyed hashes: nobody can make such pairs, and by chance there are none.
+pub(in crate::ops) struct IdSet {
     slots: Vec<AtomicU64>,
 }
 
-impl LiveSet {
+impl IdSet {
     /// A set with room for `ids` ids.
-    pub(super) fn new(ids: u64) -> Self {
+    pub(in crate::ops) fn new(ids: u64) -> Self {
         // A quarter and a bit empty, so that chains stay short, and never full.
         let len = usize::try_from(ids + ids / 5 * 2 + 64).expect("parts fit into memory");
         Self { slots: std::iter::repeat_with(|| AtomicU64::new(0)).take(len).collect() }
@@ -59,7 +59,7 @@ impl LiveSet {
     ///
     /// # Errors
     /// `Corrupt` when there is no room: then more is needed than is stored.
-    pub(super) fn insert(&self, id: EntryId) -> Result<bool> {
+    pub(in crate::ops) fn insert(&self, id: EntryId) -> Result<bool> {
         let wanted = fingerprint(id);
         for slot in self.chain(wanted) {
             match slot.compare_exchange(0, wanted, Ordering::Relaxed, Ordering::Relaxed) {
@@ -72,7 +72,7 @@ impl LiveSet {
     }
 
     /// Whether an id was added.
-    pub(super) fn contains(&self, id: EntryId) -> bool {
+    pub(in crate::ops) fn contains(&self, id: EntryId) -> bool {
         let wanted = fingerprint(id);
         for slot in self.chain(wanted) {
             match slot.load(Ordering::Relaxed) {
@@ -82,6 +82,12 @@ impl LiveSet {
             }
         }
         false
+    }
+
+    /// The memory it takes, in bytes: the same from its making on.
+    #[cfg(test)]
+    pub(in crate::ops) fn len_bytes(&self) -> u64 {
+        (self.slots.len() * size_of::<AtomicU64>()) as u64
     }
 
     /// The slots that a fingerprint may stand in, in the order they are tried.
@@ -111,8 +117,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_live_set_is_a_set(added in prop::collection::vec(0_u64..3000, 0..3000)) {
-            let set = LiveSet::new(3000);
+        fn an_id_set_is_a_set(added in prop::collection::vec(0_u64..3000, 0..3000)) {
+            let set = IdSet::new(3000);
             let mut model = HashSet::new();
             for number in &added {
                 prop_assert_eq!(set.insert(id(*number)).unwrap(), model.insert(*number));
@@ -125,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_set_that_is_full_says_so() {
-        let set = LiveSet::new(0);
+        let set = IdSet::new(0);
         let added = (0..1000).find(|number| set.insert(id(*number)).is_err());
         assert_eq!(added, Some(64));
         assert!(!set.contains(id(1000)) && set.contains(id(63)));
