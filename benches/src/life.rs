@@ -6,6 +6,7 @@ mod disk;
 mod incrementals;
 mod lab;
 mod marks;
+mod ordering;
 mod overwritten;
 
 use std::error::Error;

@@ -3,7 +3,7 @@
 //! Data flows one way, and the modules are in that order; a lower one never names a higher one:
 //!
 //! ```text
-//! error, units, id, entropy, monitor, direct
+//! error, units, id, entropy, monitor, direct, spill
 //! disk        blocks of a virtual disk in, blocks out: VHD, VHDX, qcow2, raw
 //! seal, keys  authenticated sealing, the key hierarchy and its roles
 //! chunk       a block cut into chunks and named
@@ -49,6 +49,7 @@ pub mod repository;
 pub mod retention;
 pub mod seal;
 pub mod snapshot;
+mod spill;
 pub mod store;
 pub mod tombstone;
 pub mod units;

@@ -278,7 +278,7 @@ fn whatever_happens_during_a_backup_every_live_snapshot_restores() {
 
 #[test]
 fn whatever_happens_during_a_collection_every_live_snapshot_restores() {
-    for task in ["walking manifests", "reading pack directories", "repacking"] {
+    for task in ["walking manifests", "reading pack directories", "following the newest snapshots", "repacking"] {
         for during in interruptions() {
             let world = World::new();
             // A second, smaller backup leaves packs that are partly needed.

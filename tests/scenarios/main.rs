@@ -19,6 +19,7 @@ mod lifetime;
 mod many;
 mod model;
 mod oracle;
+mod order;
 mod outputs;
 mod power;
 mod processes;

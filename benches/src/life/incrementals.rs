@@ -11,6 +11,7 @@ use repo_core::snapshot;
 
 use super::disk::MadeUpDisk;
 use super::lab::{Cost, Lab, peak_mib, reset_peak};
+use super::ordering::collect_twice;
 use super::{Outcome, median, ms, row};
 
 /// Imports whose median stands for the beginning and for the end.
@@ -59,6 +60,15 @@ pub(super) fn run(folder: &Path, count: u64) -> Outcome<()> {
     row("open repository and index anew", ms(opened));
     let alone = lab.restore(&newest.snapshot)?;
     row("restore, newest, after that: s wall, frames", format!("{:.2}, {}", alone.seconds, alone.frames));
+    let lab = collect_twice(lab)?;
+    for (name, report, before) in [("newest", newest, &restores[1].1), ("first", &first, &restores[2].1)] {
+        let after = restore_twice(&lab, report)?;
+        row(&format!("restore, {name}, after gc: frames decoded"), after.frames);
+        row("  s wall, s CPU", format!("{:.2}, {:.2}", after.seconds, after.cpu_seconds));
+        row("  speed beside that before gc, wall", format!("{:.2}", before.seconds / after.seconds));
+        row("  speed beside the first before gc, wall", format!("{:.2}", restores[2].1.seconds / after.seconds));
+        row("  the same, CPU", format!("{:.2}", restores[2].1.cpu_seconds / after.cpu_seconds));
+    }
     Ok(())
 }
 

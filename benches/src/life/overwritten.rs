@@ -13,6 +13,7 @@ use repo_core::units::{BLOCK_LEN, BlockIndex, PAGE_LEN, is_zero};
 
 use super::disk::mix;
 use super::lab::{Cost, Lab};
+use super::ordering::collect_twice;
 use super::{Outcome, row};
 
 const DAY_MS: i64 = 86_400_000;
@@ -47,9 +48,13 @@ pub(super) fn run(folder: &Path, count: u64, images: &[PathBuf]) -> Outcome<()> 
                 show(&format!("after {at} incrementals"), best(&lab, &newest)?, first.1);
             }
         }
-        show(&format!("after {count} incrementals"), best(&lab, &newest)?, first.1);
         first.1 = best(&lab, &first.0)?;
         show("first, again", first.1, first.1);
+        show(&format!("after {count} incrementals"), best(&lab, &newest)?, first.1);
+        let lab = collect_twice(lab)?;
+        let after = best(&lab, &newest)?;
+        show("newest, after gc", after, first.1);
+        show("first, after gc", best(&lab, &first.0)?, first.1);
     }
     Ok(())
 }

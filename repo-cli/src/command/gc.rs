@@ -13,8 +13,8 @@ use crate::output;
 /// Delete what no snapshot needs any more, while backups and restores go on
 ///
 /// Packs of which nothing is needed are condemned first, and deleted after the grace time, once everybody who was at work
-/// by then is done: usually by the next run. What is needed of packs that are mostly waste is moved to new ones. Run it
-/// after `cairn forget`, or daily. It can be interrupted at any time: the next run goes on.
+/// by then is done: usually by the next run. What is needed of packs that are mostly waste is moved to new ones, and so is
+/// the newest state of a disk that many imports scattered, so that it restores fast. Run it after `cairn forget`, or daily. It can be interrupted at any time: the next run goes on.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -27,6 +27,9 @@ pub(crate) struct Args {
     /// Move what is needed of a pack when more than this share of it is not, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 20, value_parser = clap::value_parser!(u8).range(0..=100))]
     max_waste: u8,
+    /// Put a disk's newest snapshot in order when a restore of it decodes this much more than it had to, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    max_scatter: u16,
     /// Move at most about this much in one run, in GiB; the next run goes on
     #[arg(long, value_name = "GIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=1 << 20))]
     max_move: u32,
@@ -54,6 +57,8 @@ struct Collected {
     condemned_packs: u64,
     condemned_bytes: u64,
     repacked_packs: u64,
+    ordered_packs: u64,
+    scattered_disks: u64,
     moved_bytes: u64,
     rescued_packs: u64,
     waiting_packs: u64,
@@ -73,6 +78,7 @@ pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
     let options = GcOptions {
         grace_ms: i64::try_from(args.grace.as_millis()).unwrap_or(i64::MAX).max(0),
         dead_share_max: f64::from(args.max_waste) / 100.0,
+        scatter_max: 1.0 + f64::from(args.max_scatter) / 100.0,
         move_bytes_max: u64::from(args.max_move) << 30,
         level: args.level,
         dry_run: args.dry_run,
@@ -98,6 +104,8 @@ impl Collected {
             condemned_packs: report.condemned_packs,
             condemned_bytes: report.condemned_bytes,
             repacked_packs: report.repacked_packs,
+            ordered_packs: report.ordered_packs,
+            scattered_disks: report.scattered_disks,
             moved_bytes: report.moved_bytes,
             rescued_packs: report.rescued_packs,
             waiting_packs: report.waiting_packs,
@@ -110,9 +118,9 @@ impl Collected {
 
 fn text(collected: &Collected) -> String {
     let packs = |count: u64, bytes: u64| format!("{} in {count} packs", output::size(bytes));
-    let (condemned, moved) = match collected.dry_run {
-        true => ("would be condemned", "would be moved"),
-        false => ("condemned now", "moved"),
+    let (condemned, moved, put) = match collected.dry_run {
+        true => ("would be condemned", "would be moved", "would be put in order"),
+        false => ("condemned now", "moved", "were put in order"),
     };
     let mut rows = vec![
         ("snapshots", collected.snapshots.to_string()),
@@ -122,6 +130,10 @@ fn text(collected: &Collected) -> String {
         (moved, format!("{} out of {} packs", output::size(collected.moved_bytes), collected.repacked_packs)),
         ("waste that stays", output::size(collected.waste_bytes)),
     ];
+    if collected.scattered_disks > 0 {
+        let (disks, packs) = (collected.scattered_disks, collected.ordered_packs);
+        rows.push(("scattered disks", format!("{disks}, of which {packs} packs {put}")));
+    }
     if collected.waiting_packs > 0 {
         rows.push(("waiting", packs(collected.waiting_packs, collected.waiting_bytes)));
     }
@@ -150,5 +162,17 @@ mod tests {
             GcReport { waiting_packs: 2, waiting_bytes: 3 << 20, waits_for: vec![info], ..GcReport::default() };
         let text = text(&Collected::new(false, report));
         assert!(text.contains("3.00 MiB in 2 packs") && text.contains("import, process 77"), "{text}");
+        assert!(!text.contains("scattered"), "{text}");
+    }
+
+    #[test]
+    fn the_text_says_what_was_put_in_order_or_would_be() {
+        let report = GcReport { scattered_disks: 2, ordered_packs: 31, ..GcReport::default() };
+        for (dry_run, expected) in
+            [(false, "2, of which 31 packs were put in order"), (true, "2, of which 31 packs would be put in order")]
+        {
+            let text = text(&Collected::new(dry_run, report.clone()));
+            assert!(text.contains(expected), "{text}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! tombstones and leases ─▶ snapshots ─▶ mark ─▶ survey ─▶ delete, or rescue, what was condemned earlier
-//!                                                    └──▶ repack ─▶ condemn ─▶ look at leases and snapshots again ─▶ delete
+//!                                             └──▶ order, repack ─▶ condemn ─▶ look at leases and snapshots again ─▶ delete
 //! ```
 //!
 //! A pack is condemned by a tombstone first. It is deleted when all leases are gone that were there once the tombstone was,
@@ -11,6 +11,7 @@
 
 mod choice;
 mod mark;
+mod order;
 mod repack;
 mod survey;
 
@@ -26,6 +27,8 @@ use crate::repository::Repository;
 use crate::snapshot::NamedSnapshot;
 use crate::store::ObjectName;
 use crate::tombstone::{self, Stage, Tombstone};
+use order::Order;
+use repack::Task;
 use survey::PackUse;
 
 /// How long a tombstone stays after its packs were deleted, for indexes elsewhere to learn from, in milliseconds: 30 days.
@@ -43,6 +46,9 @@ pub struct GcOptions {
     pub grace_ms: i64,
     /// The share of a pack's bytes that may be needless before what is left is moved, 0 to 1.
     pub dead_share_max: f64,
+    /// How much a restore of a disk's newest snapshot may decode, measured by what it would decode if all of it stood in
+    /// the order of the disk, before it is put in order; at least 1.
+    pub scatter_max: f64,
     /// Stored bytes that one run moves at most.
     pub move_bytes_max: u64,
     /// zstd level of what is moved.
@@ -55,7 +61,15 @@ impl GcOptions {
     /// The choices of a plain collection at a time.
     pub fn new(now_ms: i64) -> Self {
         let grace_ms = 60 * 60 * 1000;
-        Self { now_ms, grace_ms, dead_share_max: 0.2, move_bytes_max: 64 << 30, level: 3, dry_run: false }
+        Self {
+            now_ms,
+            grace_ms,
+            dead_share_max: 0.2,
+            scatter_max: 1.2,
+            move_bytes_max: 64 << 30,
+            level: 3,
+            dry_run: false,
+        }
     }
 }
 
@@ -82,7 +96,11 @@ pub struct GcReport {
     pub condemned_bytes: u64,
     /// Packs whose needed content was moved.
     pub repacked_packs: u64,
-    /// Bytes of the packs it was moved to.
+    /// Of these, packs that were not wasteful, but held parts of newest snapshots that were put in order.
+    pub ordered_packs: u64,
+    /// Disks whose newest snapshot was scattered.
+    pub scattered_disks: u64,
+    /// Bytes of the packs that content was moved to.
     pub moved_bytes: u64,
     /// Packs that were condemned and turned out to be needed.
     pub rescued_packs: u64,
@@ -296,16 +314,21 @@ impl Run<'_> {
         let dead: Vec<_> = live().filter(|used| used.is_dead() && !young.contains(&used.pack.id)).collect();
         self.report.young_packs = live().filter(|used| used.is_dead() && young.contains(&used.pack.id)).count() as u64;
         let pack_len = u64::from(self.repository().config.pack_len);
-        let wasteful = choice::to_repack(uses, pack_len, self.options);
+        let mut emptied = choice::to_repack(uses, pack_len, self.options);
+        let Order { route, packs, scattered_disks } =
+            order::plan(self.session, snapshots, uses, &emptied, self.options, self.monitor)?;
+        (self.report.scattered_disks, self.report.ordered_packs) = (scattered_disks, packs.len() as u64);
+        emptied.extend(packs);
         self.report.needed_bytes = live().map(|used| used.needed_bytes).sum();
         self.report.waste_bytes = live().map(|used| used.frame_bytes - used.needed_bytes).sum();
         let mut condemned: BTreeSet<PackId> = dead.iter().map(|used| used.pack.id).collect();
         if self.options.dry_run {
-            condemned.extend(wasteful.iter().map(|used| used.pack.id));
-            self.report.repacked_packs = wasteful.len() as u64;
-            self.report.moved_bytes = wasteful.iter().map(|used| used.needed_bytes).sum();
-        } else if !wasteful.is_empty() {
-            let moved = repack::repack(self.session, &wasteful, self.options.level, self.monitor)?;
+            condemned.extend(emptied.iter().map(|at| uses[*at].pack.id));
+            self.report.repacked_packs = emptied.len() as u64;
+            self.report.moved_bytes = emptied.iter().map(|at| uses[*at].needed_bytes).sum();
+        } else if !emptied.is_empty() {
+            let task = Task { uses, packs: &emptied, route: route.as_ref() };
+            let moved = repack::repack(self.session, &task, self.options.level, self.monitor)?;
             self.report.repacked_packs = moved.emptied.len() as u64;
             self.report.moved_bytes = moved.new_bytes;
             condemned.extend(moved.emptied);

@@ -20,10 +20,11 @@ use crate::manifest::walk::Leaves;
 use crate::monitor::{Monitor, check_cancelled};
 use crate::ops::open::{Access, Session, Working};
 use crate::units::{BLOCK_LEN, BlockIndex, block_count};
+pub(in crate::ops) use window::KEPT_LEN_MAX;
 use window::{FrameKeeper, Loss, WindowBuffer, WindowPlan};
 
 /// Blocks in one window. Two windows are in memory: one being filled, one being written.
-const WINDOW: usize = 40;
+pub(in crate::ops) const WINDOW: usize = 40;
 
 /// Where a disk is restored to.
 pub enum Target {

@@ -7,14 +7,11 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 
 use super::sector_bitmap::Held;
 use crate::disk::{BlockBuf, SECTORS_PER_BLOCK};
 use crate::error::{Error, Result, ResultExt};
+use crate::spill::unnamed_file;
 use crate::units::{BLOCK_LEN, BlockIndex, SECTOR_LEN};
 
 /// 2 MiB blocks in the making.
@@ -191,25 +188,6 @@ impl Spill {
     fn slot_offset(&self, block: usize) -> Result<u64> {
         let slot = self.slots.get(&block).ok_or_else(|| Error::internal(format!("block {block} was not spilled")))?;
         Ok(slot * (BLOCK_LEN + HELD_LEN) as u64)
-    }
-}
-
-/// A file in `dir` that vanishes with its last handle.
-fn unnamed_file(dir: &Path) -> std::io::Result<File> {
-    let mode = Mode::RUSR | Mode::WUSR;
-    match rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode) {
-        Ok(file) => Ok(File::from(file)),
-        // NFS and a few others can't: a name, for the moment until it is removed.
-        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
-            static COUNTER: AtomicU64 = AtomicU64::new(0);
-            let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-            let path = dir.join(format!(".cairn-spill-{}-{number}", std::process::id()));
-            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            let file = rustix::fs::open(&path, flags, mode)?;
-            std::fs::remove_file(&path)?;
-            Ok(File::from(file))
-        }
-        Err(error) => Err(error.into()),
     }
 }
 

@@ -8,27 +8,27 @@ use crate::pack::Content;
 /// Small packs that are worth being put together even when they do not fill a pack.
 const SMALL_MANY: usize = 64;
 
-/// The packs to repack, the most wasteful first, as far as the options let bytes be moved.
-pub(super) fn to_repack<'a>(uses: &'a [PackUse], pack_len: u64, options: &GcOptions) -> Vec<&'a PackUse> {
-    let candidates =
-        || uses.iter().filter(|used| used.readable && used.needed_entries > 0 && used.pack.state == PackState::Live);
-    let mut chosen: Vec<_> = candidates().filter(|used| used.dead_share() > options.dead_share_max).collect();
-    chosen.sort_by(|a, b| b.dead_share().total_cmp(&a.dead_share()).then(a.pack.id.cmp(&b.pack.id)));
+/// The packs to repack, by their position in the survey, the most wasteful first, as far as the options let bytes be moved.
+pub(super) fn to_repack(uses: &[PackUse], pack_len: u64, options: &GcOptions) -> Vec<usize> {
+    let can_move = |used: &PackUse| used.readable && used.needed_entries > 0 && used.pack.state == PackState::Live;
+    let candidates = || uses.iter().enumerate().filter(|(_, used)| can_move(used));
+    let mut chosen: Vec<_> = candidates().filter(|(_, used)| used.dead_share() > options.dead_share_max).collect();
+    chosen.sort_by(|(_, a), (_, b)| b.dead_share().total_cmp(&a.dead_share()).then(a.pack.id.cmp(&b.pack.id)));
     for content in [Content::Data, Content::Meta] {
-        let is_small = |used: &&PackUse| used.pack.content == content && used.pack.len < pack_len / 4;
+        let is_small = |used: &PackUse| used.pack.content == content && used.pack.len < pack_len / 4;
         let small: Vec<_> =
-            candidates().filter(is_small).filter(|used| used.dead_share() <= options.dead_share_max).collect();
-        let bytes: u64 = small.iter().map(|used| used.needed_bytes).sum();
+            candidates().filter(|(_, used)| is_small(used) && used.dead_share() <= options.dead_share_max).collect();
+        let bytes: u64 = small.iter().map(|(_, used)| used.needed_bytes).sum();
         // So that a byte is moved again only after many new packs came: once for each time it gets into one far larger.
         if bytes >= pack_len || small.len() >= SMALL_MANY {
             chosen.extend(small);
         }
     }
     let mut room = options.move_bytes_max;
-    chosen.retain(|used| {
+    chosen.retain(|(_, used)| {
         let fits = used.needed_bytes <= room;
         room -= if fits { used.needed_bytes } else { 0 };
         fits
     });
-    chosen
+    chosen.into_iter().map(|(at, _)| at).collect()
 }

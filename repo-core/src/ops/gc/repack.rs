@@ -1,9 +1,15 @@
-//! Repacking: what is still needed of wasteful packs is read, verified and stored again.
+//! Repacking: what is still needed of packs that are to be emptied is read, verified and stored again.
+//!
+//! What newest snapshots need comes first, in the order of their disks; what only older ones need comes after it, as it
+//! stood, in packs of its own.
+
+mod in_order;
 
 use std::collections::BTreeSet;
 
 use rayon::prelude::*;
 
+use super::order::Route;
 use super::survey::PackUse;
 use crate::chunk::ChunkHasher;
 use crate::error::{Error, Result};
@@ -16,9 +22,20 @@ use crate::ops::pack_stream::{PackStream, StreamOptions};
 use crate::pack::Content;
 use crate::pack::directory::Entry;
 use crate::pack::reader::PackReader;
+use in_order::{CopiedInOrder, copy_in_order};
 
 /// Frames in memory at once.
 const BATCH: usize = 8;
+
+/// What is to be moved.
+pub(super) struct Task<'a> {
+    /// The survey.
+    pub(super) uses: &'a [PackUse],
+    /// The packs to empty, by their position there.
+    pub(super) packs: &'a [usize],
+    /// The order in which to store chunks; without it, as they stand.
+    pub(super) route: Option<&'a Route>,
+}
 
 /// What was moved.
 #[derive(Default)]
@@ -30,30 +47,37 @@ pub(super) struct Moved {
     pub(super) new_bytes: u64,
 }
 
-/// Stores the needed entries of `packs` again. A pack of which something cannot be read keeps all it has.
-pub(super) fn repack(session: &Session, packs: &[&PackUse], level: i32, monitor: &dyn Monitor) -> Result<Moved> {
+/// Stores the needed entries of packs again. A pack of which something cannot be read keeps all it has.
+pub(super) fn repack(session: &Session, task: &Task<'_>, level: i32, monitor: &dyn Monitor) -> Result<Moved> {
     let mut moved = Moved::default();
+    let packs = || task.packs.iter().map(|at| (*at, &task.uses[*at]));
     // From here on the index prefers the new places.
-    session.index.condemn(&packs.iter().map(|used| used.pack.id).collect())?;
-    monitor.begin("repacking", Some(packs.iter().map(|used| used.pack.len).sum()));
+    session.index.condemn(&packs().map(|(_, used)| used.pack.id).collect())?;
+    monitor.begin("repacking", Some(packs().map(|(_, used)| used.pack.len).sum()));
     for content in [Content::Data, Content::Meta] {
         let mut repacker = Repacker::new(session, content, level)?;
+        let in_order = match task.route {
+            Some(route) if content == Content::Data => copy_in_order(&mut repacker, task, route, monitor)?,
+            _ => CopiedInOrder::default(),
+        };
         let mut copied = Vec::new();
-        for used in packs.iter().filter(|used| used.pack.content == content) {
+        for (at, used) in packs().filter(|(_, used)| used.pack.content == content) {
             check_cancelled(monitor)?;
-            match repacker.copy(used) {
-                Ok(ids) => copied.push((used.pack.id, ids)),
-                Err(error) if error.is_loss() => monitor.damage(&error),
-                Err(error) => return Err(error),
+            if !in_order.is_lost(at) {
+                match repacker.copy(used, &|entry| in_order.has(at, entry)) {
+                    Ok(()) => copied.push(used),
+                    Err(error) if error.is_loss() => monitor.damage(&error),
+                    Err(error) => return Err(error),
+                }
             }
             monitor.advance(used.pack.len);
         }
         repacker.flush()?;
         moved.new_packs += repacker.new_packs;
         moved.new_bytes += repacker.new_bytes;
-        for (pack, ids) in copied {
-            verify(session, pack, &ids)?;
-            moved.emptied.insert(pack);
+        for used in copied {
+            verify(session, used)?;
+            moved.emptied.insert(used.pack.id);
         }
     }
     monitor.end();
@@ -82,25 +106,20 @@ impl<'a> Repacker<'a> {
         Ok(Self { session, chunks, nodes, content, stream, new_packs: 0, new_bytes: 0 })
     }
 
-    /// Copies what is needed of one pack, and gives its ids.
-    fn copy(&mut self, used: &PackUse) -> Result<Vec<EntryId>> {
-        let repository = &self.session.repository;
-        let reader =
-            PackReader::open(&repository.store, used.pack.id, used.pack.len, &repository.config, &repository.keys)?;
-        let frames = needed_frames(&reader, used);
-        let mut ids = Vec::new();
-        for batch in frames.chunks(BATCH) {
+    /// Copies what is needed of one pack and was not copied before.
+    fn copy(&mut self, used: &PackUse, was_copied: &dyn Fn(usize) -> bool) -> Result<()> {
+        let reader = open(self.session, used)?;
+        for batch in frames_to_copy(&reader, used, was_copied).chunks(BATCH) {
             let read: Vec<_> = batch.par_iter().map(|frame| self.read(&reader, frame)).collect::<Result<Vec<_>>>()?;
             for (id, bytes) in read.into_iter().flatten() {
                 self.stream.add(id, &bytes)?;
-                ids.push(id);
             }
             // A stream of chunks ends its packs itself.
             if self.content == Content::Meta && self.stream.wants_flush() {
                 self.flush()?;
             }
         }
-        Ok(ids)
+        Ok(())
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -111,64 +130,74 @@ impl<'a> Repacker<'a> {
         Ok(())
     }
 
-    /// Reads the needed entries of a frame and checks each against its name.
-    fn read(&self, reader: &PackReader, needed: &NeededFrame) -> Result<Vec<(EntryId, Vec<u8>)>> {
-        let plain = reader.read_frame(&self.session.repository.store, needed.position)?;
+    /// Reads the entries of a frame that are to be copied, and checks each against its name.
+    fn read(&self, reader: &PackReader, to_copy: &FrameToCopy) -> Result<Vec<(EntryId, Vec<u8>)>> {
+        let plain = reader.read_frame(&self.session.repository.store, to_copy.position)?;
         let mut rest = &plain[..];
         let mut read = Vec::new();
-        for (entry, is_needed) in &needed.entries {
+        for (entry, is_wanted) in &to_copy.entries {
             let bytes = rest
                 .split_off(..entry.len as usize)
                 .ok_or_else(|| Error::internal("a frame is shorter than its directory says"))?;
-            if !is_needed {
-                continue;
+            if *is_wanted {
+                self.check(reader, to_copy.position, entry.id, bytes)?;
+                read.push((entry.id, bytes.to_vec()));
             }
-            let sound = match reader.content() {
-                Content::Data => self.chunks.id(bytes) == ChunkId(entry.id.0),
-                Content::Meta => self.nodes.id(bytes) == NodeId(entry.id.0),
-            };
-            if !sound {
-                return Err(Error::corrupt(format!(
-                    "pack {}, frame {}: entry {} does not match its name",
-                    reader.id().short(),
-                    needed.position,
-                    entry.id.short()
-                )));
-            }
-            read.push((entry.id, bytes.to_vec()));
         }
         Ok(read)
     }
+
+    /// Checks an entry against its name.
+    fn check(&self, reader: &PackReader, frame: u32, id: EntryId, bytes: &[u8]) -> Result<()> {
+        let is_sound = match reader.content() {
+            Content::Data => self.chunks.id(bytes) == ChunkId(id.0),
+            Content::Meta => self.nodes.id(bytes) == NodeId(id.0),
+        };
+        if is_sound {
+            return Ok(());
+        }
+        let pack = reader.id().short();
+        Err(Error::corrupt(format!("pack {pack}, frame {frame}: entry {} does not match its name", id.short())))
+    }
 }
 
-/// A frame of which something is needed.
-struct NeededFrame {
+/// A frame of which something is to be copied.
+struct FrameToCopy {
     position: u32,
     entries: Vec<(Entry, bool)>,
 }
 
-fn needed_frames(reader: &PackReader, used: &PackUse) -> Vec<NeededFrame> {
+fn frames_to_copy(reader: &PackReader, used: &PackUse, was_copied: &dyn Fn(usize) -> bool) -> Vec<FrameToCopy> {
     let directory = reader.directory();
     let mut at = 0;
     let mut frames = Vec::new();
     for (position, frame) in (0..).zip(directory.frames()) {
         let of_frame = (at..).zip(directory.entries_of(frame));
-        let entries: Vec<_> = of_frame.map(|(at, entry)| (*entry, used.is_needed(at))).collect();
+        let entries: Vec<_> = of_frame.map(|(at, entry)| (*entry, used.is_needed(at) && !was_copied(at))).collect();
         at += entries.len();
-        if entries.iter().any(|(_, needed)| *needed) {
-            frames.push(NeededFrame { position, entries });
+        if entries.iter().any(|(_, is_wanted)| *is_wanted) {
+            frames.push(FrameToCopy { position, entries });
         }
     }
     frames
 }
 
-/// Makes sure that the index finds each of `ids` in a pack that stays.
-fn verify(session: &Session, pack: PackId, ids: &[EntryId]) -> Result<()> {
-    for batch in ids.chunks(4096) {
+fn open(session: &Session, used: &PackUse) -> Result<PackReader> {
+    let repository = &session.repository;
+    PackReader::open(&repository.store, used.pack.id, used.pack.len, &repository.config, &repository.keys)
+}
+
+/// Makes sure that the index finds each needed entry of a pack in one that stays.
+fn verify(session: &Session, used: &PackUse) -> Result<()> {
+    let reader = open(session, used)?;
+    let entries = reader.directory().entries().iter().enumerate();
+    let needed: Vec<EntryId> = entries.filter(|(at, _)| used.is_needed(*at)).map(|(_, entry)| entry.id).collect();
+    for batch in needed.chunks(4096) {
         let found = session.index.find(batch)?;
         let stays = |place: &Location| session.index.pack(place.pack).state == PackState::Live;
         if !found.iter().all(|found| found.as_ref().is_some_and(stays)) {
-            return Err(Error::internal(format!("pack {} was repacked and its content is not found", pack.short())));
+            let pack = used.pack.id.short();
+            return Err(Error::internal(format!("pack {pack} was repacked and its content is not found")));
         }
     }
     Ok(())

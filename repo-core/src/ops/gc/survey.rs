@@ -10,6 +10,7 @@ use crate::index::{KnownPack, PackNumber, PackState};
 use crate::monitor::{Monitor, check_cancelled};
 use crate::ops::id_set::{IdSet, Part};
 use crate::ops::open::Session;
+use crate::pack::Content;
 use crate::pack::directory::Directory;
 use crate::pack::reader::PackReader;
 use crate::repository::Repository;
@@ -30,17 +31,56 @@ pub(super) struct PackUse {
     pub(super) frame_bytes: u64,
     /// Whether the directory could be read. A pack that cannot be read is left alone.
     pub(super) readable: bool,
+    /// Its frames, of data packs only.
+    frames: Vec<FrameUse>,
+}
+
+/// A frame of a data pack.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FrameUse {
+    /// The position of its first entry in the directory.
+    first_entry: u32,
+    /// Bytes it decodes to.
+    pub(super) plain_len: u32,
 }
 
 impl PackUse {
     fn new(pack: KnownPack) -> Self {
         let needed = vec![0; (pack.entries as usize).div_ceil(64)];
-        Self { pack, needed, needed_entries: 0, needed_bytes: 0, frame_bytes: 0, readable: true }
+        Self { pack, needed, needed_entries: 0, needed_bytes: 0, frame_bytes: 0, readable: true, frames: Vec::new() }
+    }
+
+    #[cfg(test)]
+    pub(super) fn for_test(name: u8, frames: &[(u32, u32)]) -> Self {
+        let entries = frames.iter().map(|(entries, _)| entries).sum();
+        let id = crate::id::PackId([name; 32]);
+        let mut used =
+            Self::new(KnownPack { id, len: 0, content: Content::Data, entries, state: PackState::Live });
+        used.needed.fill(u64::MAX);
+        used.needed_entries = u64::from(entries);
+        let mut first_entry = 0;
+        for (entries, plain_len) in frames {
+            used.frames.push(FrameUse { first_entry, plain_len: *plain_len });
+            used.needed_bytes += u64::from(*plain_len);
+            first_entry += entries;
+        }
+        used
     }
 
     /// Whether the entry at a position of the directory is needed.
     pub(super) fn is_needed(&self, entry: usize) -> bool {
         self.needed.get(entry / 64).is_some_and(|word| word >> (entry % 64) & 1 == 1)
+    }
+
+    /// A frame of a data pack that could be read.
+    pub(super) fn frame(&self, position: u16) -> Option<FrameUse> {
+        self.frames.get(usize::from(position)).copied()
+    }
+
+    /// The position of an entry in the directory of a data pack, by frame and slot.
+    pub(super) fn entry(&self, frame: u16, slot: u16) -> Option<usize> {
+        let entry = self.frame(frame)?.first_entry as usize + usize::from(slot);
+        (entry < self.pack.entries as usize).then_some(entry)
     }
 
     /// Whether nothing of it is needed.
@@ -113,6 +153,10 @@ impl Survey<'_> {
         let Some(number) = self.session.index.number_of(used.pack.id) else { return Ok(()) };
         let mut at = 0;
         for frame in directory.frames() {
+            if self.first && used.pack.content == Content::Data {
+                let first_entry = u32::try_from(at).expect("a pack has fewer than 2^32 entries");
+                used.frames.push(FrameUse { first_entry, plain_len: frame.record.plain_len });
+            }
             let mut needed_plain = 0;
             for entry in directory.entries_of(frame) {
                 if self.part.contains(entry.id)

@@ -23,7 +23,7 @@ use crate::units::{BLOCK_LEN, BlockIndex, PAGE_LEN, PAGES_PER_BLOCK};
 const LOOKUP_BATCH: usize = 4096;
 
 /// Decoded frames kept from one window to the next, in bytes.
-const KEPT_LEN_MAX: usize = 56 * 1024 * 1024;
+pub(in crate::ops) const KEPT_LEN_MAX: usize = 56 * 1024 * 1024;
 
 /// A frame: its pack, and its position there.
 type FrameKey = (PackNumber, u16);
