@@ -1,5 +1,6 @@
 //! What a collection does for the newest snapshot of a disk, and what that costs.
 
+use repo_core::monitor::Silent;
 use repo_core::ops::gc::{GcOptions, GcReport, gc};
 
 use super::lab::{Cost, Lab, Stopwatch, peak_mib, reset_peak};
@@ -11,12 +12,21 @@ pub(super) fn collect_twice(mut lab: Lab) -> Outcome<Lab> {
         (lab, _) = lab.reopen()?;
         let stored = lab.session.repository.store.list_packs()?.iter().map(|pack| pack.len).sum::<u64>();
         reset_peak();
+        let before = peak_mib();
         let watch = Stopwatch::default();
         let options = GcOptions { grace_ms: 0, ..GcOptions::new(lab.now_ms) };
         let (report, cost) = lab.measure(|session| Ok(gc(session, &options, &watch)?))?;
         show(name, stored, &report, cost, &watch);
+        row("  memory before, peak, MiB", format!("{before}, {}", peak_mib()));
     }
     Ok(lab)
+}
+
+/// Collects once, and gives the bytes that were moved and the seconds it took.
+pub(super) fn collect(lab: &Lab) -> Outcome<(u64, f64)> {
+    let options = GcOptions { grace_ms: 0, ..GcOptions::new(lab.now_ms) };
+    let (report, cost) = lab.measure(|session| Ok(gc(session, &options, &Silent)?))?;
+    Ok((report.moved_bytes, cost.seconds))
 }
 
 fn show(name: &str, stored: u64, report: &GcReport, cost: Cost, watch: &Stopwatch) {
@@ -27,9 +37,8 @@ fn show(name: &str, stored: u64, report: &GcReport, cost: Cost, watch: &Stopwatc
     row("  frames decoded", cost.frames);
     row("  packs repacked; for order", format!("{}; {}", report.repacked_packs, report.ordered_packs));
     row("  moved, MiB, of MiB stored", format!("{:.1} of {:.1}", mib(report.moved_bytes), mib(stored)));
-    row("  peak memory, MiB", peak_mib());
 }
 
-fn mib(bytes: u64) -> f64 {
+pub(super) fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }

@@ -13,7 +13,7 @@ use repo_core::units::{BLOCK_LEN, BlockIndex, PAGE_LEN, is_zero};
 
 use super::disk::mix;
 use super::lab::{Cost, Lab};
-use super::ordering::collect_twice;
+use super::ordering::{collect, collect_twice, mib};
 use super::{Outcome, row};
 
 const DAY_MS: i64 = 86_400_000;
@@ -25,7 +25,13 @@ const RUNS: usize = 3;
 pub(super) fn run(folder: &Path, count: u64, images: &[PathBuf]) -> Outcome<()> {
     let [.., last] = images else { return Err("restore-after needs an image".into()) };
     // Of 600 writes in 20 places, as guests write; and of 600 anywhere, which leaves no block as it was for long.
-    for (name, places) in [("20 blocks", Some(20)), ("all blocks", None)] {
+    // Collected at the end, or every few imports, as a nightly one would.
+    for (name, places, collected) in [
+        ("20 blocks", Some(20), None),
+        ("all blocks", None, None),
+        ("20 blocks, gc after each 10", Some(20), Some(10)),
+        ("all blocks, gc after each 10", None, Some(10)),
+    ] {
         let mut lab = Lab::new(folder, ChunkParams::default())?;
         let mut first = None;
         let mut newest = None;
@@ -42,11 +48,21 @@ pub(super) fn run(folder: &Path, count: u64, images: &[PathBuf]) -> Outcome<()> 
         show("first, alone", first.1, first.1);
         show(&format!("after {} images", images.len()), best(&lab, &newest)?, first.1);
         let mut disk = Overwritten::copy(last, &lab.path("disk.raw"))?;
+        let (mut imported, mut moved, mut seconds) = (0, 0, 0.0);
         for at in 1..=count {
             newest = lab.import("disk", disk.overwrite(600, places)?, Some(BaseChoice::Newest), DAY_MS)?.0;
+            imported += newest.stored_bytes;
+            if collected.is_some_and(|each| at % each == 0) {
+                let (bytes, gc_seconds) = collect(&lab)?;
+                (moved, seconds) = (moved + bytes, seconds + gc_seconds);
+            }
             if at == count / 2 {
                 show(&format!("after {at} incrementals"), best(&lab, &newest)?, first.1);
             }
+        }
+        row("  imported by incrementals, MiB", format!("{:.1}", mib(imported)));
+        if collected.is_some() {
+            row("  moved by all gc, MiB; s", format!("{:.1}; {seconds:.1}", mib(moved)));
         }
         first.1 = best(&lab, &first.0)?;
         show("first, again", first.1, first.1);

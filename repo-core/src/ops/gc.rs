@@ -317,7 +317,8 @@ impl Run<'_> {
         let mut emptied = choice::to_repack(uses, pack_len, self.options);
         let Order { route, packs, scattered_disks } =
             order::plan(self.session, snapshots, uses, &emptied, self.options, self.monitor)?;
-        (self.report.scattered_disks, self.report.ordered_packs) = (scattered_disks, packs.len() as u64);
+        let for_order: BTreeSet<PackId> = packs.iter().map(|at| uses[*at].pack.id).collect();
+        self.report.scattered_disks = scattered_disks;
         emptied.extend(packs);
         self.report.needed_bytes = live().map(|used| used.needed_bytes).sum();
         self.report.waste_bytes = live().map(|used| used.frame_bytes - used.needed_bytes).sum();
@@ -325,11 +326,13 @@ impl Run<'_> {
         if self.options.dry_run {
             condemned.extend(emptied.iter().map(|at| uses[*at].pack.id));
             self.report.repacked_packs = emptied.len() as u64;
+            self.report.ordered_packs = for_order.len() as u64;
             self.report.moved_bytes = emptied.iter().map(|at| uses[*at].needed_bytes).sum();
         } else if !emptied.is_empty() {
             let task = Task { uses, packs: &emptied, route: route.as_ref() };
             let moved = repack::repack(self.session, &task, self.options.level, self.monitor)?;
             self.report.repacked_packs = moved.emptied.len() as u64;
+            self.report.ordered_packs = moved.emptied.intersection(&for_order).count() as u64;
             self.report.moved_bytes = moved.new_bytes;
             condemned.extend(moved.emptied);
         }
