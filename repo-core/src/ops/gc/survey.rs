@@ -54,8 +54,7 @@ impl PackUse {
     pub(super) fn for_test(name: u8, frames: &[(u32, u32)]) -> Self {
         let entries = frames.iter().map(|(entries, _)| entries).sum();
         let id = crate::id::PackId([name; 32]);
-        let mut used =
-            Self::new(KnownPack { id, len: 0, content: Content::Data, entries, state: PackState::Live });
+        let mut used = Self::new(KnownPack { id, len: 0, content: Content::Data, entries, state: PackState::Live });
         used.needed.fill(u64::MAX);
         used.needed_entries = u64::from(entries);
         let mut first_entry = 0;
