@@ -155,7 +155,7 @@ impl Planner<'_> {
             }
         }
         pool.truncate(high);
-        // What is gained falls short only of what was gained before: a run that changes little would be followed by others.
+        // So each run lowers a sum that only imports raise, and runs that are cut short by their room come to an end, too.
         let saved = now.iter().sum::<u64>().saturating_sub(after.iter().sum());
         if saved * MOVED_PER_SAVED_MAX < self.bytes(&pool).max(1) {
             pool.clear();

@@ -3,9 +3,9 @@
 //! The unit is bytes of decoded frames, each frame counting a little more than its content. A restore decodes a frame
 //! once a window, and not again in the next one as long as it can keep it.
 
-use super::super::survey::PackUse;
 use super::route::{Route, Stop};
 use crate::error::Result;
+use crate::ops::gc::survey::PackUse;
 use crate::ops::restore::KEPT_LEN_MAX;
 
 /// What finding, reading and opening a frame costs beyond decoding it, in bytes decoded.

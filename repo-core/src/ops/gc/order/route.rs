@@ -11,8 +11,6 @@ use rayon::prelude::*;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::super::live_set::LiveSet;
-use super::super::survey::PackUse;
 use crate::chunk::Run;
 use crate::error::{Result, ResultExt};
 use crate::id::{EntryId, NodeId};
@@ -20,6 +18,8 @@ use crate::index::{Location, PackNumber};
 use crate::manifest::Tree;
 use crate::manifest::walk::{Leaves, leaf_runs};
 use crate::monitor::{Monitor, check_cancelled};
+use crate::ops::gc::live_set::LiveSet;
+use crate::ops::gc::survey::PackUse;
 use crate::ops::open::Session;
 use crate::ops::restore::WINDOW;
 use crate::pack::Content;

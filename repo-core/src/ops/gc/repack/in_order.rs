@@ -6,12 +6,12 @@ use std::collections::HashMap;
 
 use rayon::prelude::*;
 
-use super::super::order::{Route, Stop};
 use super::{Repacker, Task};
 use crate::error::{Error, Result};
 use crate::id::EntryId;
 use crate::index::PackNumber;
 use crate::monitor::{Monitor, check_cancelled};
+use crate::ops::gc::order::{Route, Stop};
 use crate::pack::Content;
 
 /// Content in memory at once, in bytes.
