@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 
 use super::GcOptions;
 use super::survey::PackUse;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::index::PackState;
 use crate::keys::Role;
 use crate::monitor::Monitor;
@@ -41,10 +41,16 @@ pub(super) struct Order {
     pub(super) scattered_disks: u64,
 }
 
+impl Order {
+    fn nothing() -> Self {
+        Self { route: None, packs: Vec::new(), scattered_disks: 0 }
+    }
+}
+
 /// Chooses packs to empty for the sake of order. `wasteful` are emptied in any case.
 ///
 /// # Errors
-/// `Corrupt` when a manifest cannot be read; `Io`, `Unavailable`, `Interrupted`.
+/// `Corrupt` when a manifest cannot be read; `Unavailable`, `Interrupted`.
 pub(super) fn plan(
     session: &Session,
     snapshots: &[NamedSnapshot],
@@ -54,10 +60,17 @@ pub(super) fn plan(
     monitor: &dyn Monitor,
 ) -> Result<Order> {
     if session.repository.keys.get(Role::Data).is_err() || options.move_bytes_max == 0 {
-        return Ok(Order { route: None, packs: Vec::new(), scattered_disks: 0 });
+        return Ok(Order::nothing());
     }
     monitor.begin("following the newest snapshots", None);
-    let route = Route::follow(session, snapshots, uses, monitor)?;
+    let route = match Route::follow(session, snapshots, uses, monitor) {
+        // On a full disk what is needless has to be freed all the same.
+        Err(error) if error.kind() == ErrorKind::Io => {
+            monitor.warn(&format!("newest snapshots are not put in order: {}", error.chain()));
+            return Ok(Order::nothing());
+        }
+        followed => followed?,
+    };
     let frame_len = u64::from(session.repository.config.frame_len);
     let planner = Planner { route: &route, uses, wasteful, frame_len, options };
     let (packs, scattered_disks) = planner.plan()?;
