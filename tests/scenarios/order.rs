@@ -153,7 +153,7 @@ fn disks_that_share_their_chunks_come_to_rest_too() {
     for vdi in ["a", "b", "c", "d"] {
         life.import(&session, vdi, disk(1));
     }
-    for round in 0..24 {
+    for round in 0..44 {
         for (number, vdi) in (1..).zip(["a", "b", "c", "d"]) {
             life.age(&session, vdi, 1, number << 8 | round);
         }
