@@ -18,8 +18,8 @@ use crate::index::{Location, PackNumber};
 use crate::manifest::Tree;
 use crate::manifest::walk::{Leaves, leaf_runs};
 use crate::monitor::{Monitor, check_cancelled};
-use crate::ops::gc::live_set::LiveSet;
 use crate::ops::gc::survey::PackUse;
+use crate::ops::id_set::IdSet;
 use crate::ops::open::Session;
 use crate::ops::restore::WINDOW;
 use crate::pack::Content;
@@ -96,7 +96,7 @@ impl Route {
         let mut follower = Follower {
             session,
             numbers: numbers(session, uses),
-            seen: LiveSet::new(meta.map(|used| u64::from(used.pack.entries)).sum()),
+            seen: IdSet::new(meta.map(|used| u64::from(used.pack.entries)).sum()),
             file: BufWriter::new(file),
             windows: Vec::new(),
         };
@@ -163,7 +163,7 @@ struct Follower<'a> {
     session: &'a Session,
     numbers: HashMap<PackNumber, u32>,
     /// Leaves that were met.
-    seen: LiveSet,
+    seen: IdSet,
     file: BufWriter<File>,
     windows: Vec<Window>,
 }
