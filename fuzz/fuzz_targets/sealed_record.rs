@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use libfuzzer_sys::fuzz_target;
 use repo_core::annotation::{self, Annotation};
 use repo_core::entropy::Entropy;
-use repo_core::id::{AnnotationId, LeaseId, NodeId, SnapshotId, TombstoneId};
+use repo_core::id::{AnnotationId, LeaseId, NodeId, SnapshotId, TombstoneId, TombstoneName};
 use repo_core::keys::slot::Unlock;
 use repo_core::keys::{Role, derive};
 use repo_core::lease::{self, LeaseInfo};
@@ -58,6 +58,10 @@ fn accepts(input: &[u8]) -> bool {
     read(kind, &object).inspect_err(check_error).is_ok()
 }
 
+fn tombstone_name(id: [u8; 32]) -> TombstoneName {
+    TombstoneName { serial: 0, step: 0, id: TombstoneId(id) }
+}
+
 /// Stores an object, reads it, and deletes it.
 fn read(kind: usize, object: &[u8]) -> repo_core::Result<()> {
     let repository = repository();
@@ -66,15 +70,16 @@ fn read(kind: usize, object: &[u8]) -> repo_core::Result<()> {
         0 => ObjectName::Snapshot(SnapshotId(id)),
         1 => ObjectName::Annotation(AnnotationId(id)),
         2 => ObjectName::Lease(LeaseId(id)),
-        _ => ObjectName::Tombstone(TombstoneId(id)),
+        _ => ObjectName::Tombstone(tombstone_name(id)),
     };
     let path = repository.store.root().join(name.path());
+    std::fs::create_dir_all(path.parent().expect("an object is in a folder")).expect("the folder can be written");
     std::fs::write(&path, object).expect("the folder can be written");
     let read = match kind {
         0 => snapshot::read(repository, SnapshotId(id)).map(|named| assert_eq!(named.len, object.len() as u64)),
         1 => annotation::read(repository, AnnotationId(id)).map(drop),
         2 => lease::read(repository, LeaseId(id)).map(drop),
-        _ => tombstone::read(repository, TombstoneId(id)).map(drop),
+        _ => tombstone::read(repository, tombstone_name(id)).map(drop),
     };
     std::fs::remove_file(path).expect("just written");
     read

@@ -163,11 +163,22 @@ pub fn read(repository: &Repository, id: AnnotationId) -> Result<Annotation> {
 /// # Errors
 /// `Unavailable` when the store cannot be listed.
 pub fn read_all(repository: &Repository) -> Result<(Annotations, Vec<(AnnotationId, Error)>)> {
+    read_listed(repository, repository.store.catalog()?.annotations)
+}
+
+/// As [`read_all`], of those that were listed; or that are there now, where one of them is not any more.
+///
+/// # Errors
+/// `Unavailable` when the store cannot be listed.
+pub fn read_listed(
+    repository: &Repository,
+    mut listed: Vec<AnnotationId>,
+) -> Result<(Annotations, Vec<(AnnotationId, Error)>)> {
     for _ in 0..TRIES_MAX {
-        let listed = repository.store.list_annotations()?;
-        let read: Vec<_> = listed.par_iter().map(|listed| (listed.id, read(repository, listed.id))).collect();
+        let read: Vec<_> = listed.par_iter().map(|id| (*id, read(repository, *id))).collect();
         // One was replaced since it was listed: what replaced it may not have been listed.
         if read.iter().any(|(_, read)| read.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound)) {
+            listed = repository.store.catalog()?.annotations;
             continue;
         }
         let (mut annotations, mut errors) = (Annotations::default(), Vec::new());

@@ -5,13 +5,16 @@ mod prefetch;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::id::{EntryId, NodeId};
+use crate::index::sync::sync;
 use crate::index::{Index, Location, PackNumber, PackState};
 use crate::manifest::{NODE_LEN_MAX, Node, NodeHasher, NodeSource};
+use crate::monitor::Silent;
 use crate::pack::reader::PackReader;
 use crate::repository::Repository;
 use prefetch::Prefetch;
@@ -33,6 +36,7 @@ pub struct ContentReader {
     frames: Cache<(PackNumber, u16), Arc<Vec<u8>>, FrameBytes>,
     decoded: AtomicU64,
     nodes_read: AtomicU64,
+    listing: Mutex<()>,
 }
 
 #[derive(Clone)]
@@ -63,7 +67,7 @@ impl ContentReader {
         let packs = Cache::with_weighter(CACHE_ITEMS, DIRECTORY_ENTRIES_MAX, DirectoryEntries);
         let frames = Cache::with_weighter(CACHE_ITEMS, FRAMES_LEN_MAX, FrameBytes);
         let (prefetch, decoded, nodes_read) = (Prefetch::default(), AtomicU64::new(0), AtomicU64::new(0));
-        Ok(Self { repository, index, hasher, prefetch, packs, frames, decoded, nodes_read })
+        Ok(Self { repository, index, hasher, prefetch, packs, frames, decoded, nodes_read, listing: Mutex::default() })
     }
 
     /// The index that entries are looked up in.
@@ -154,9 +158,25 @@ impl ContentReader {
         Ok(located)
     }
 
+    /// As [`locate`](Self::locate), for what must be stored: before something counts as missing, all packs are listed once.
+    ///
+    /// # Errors
+    /// `Io` when the index fails; `Unavailable` when packs cannot be listed.
+    pub fn locate_stored(&self, ids: &[EntryId]) -> Result<Vec<Option<Location>>> {
+        let located = self.locate(ids)?;
+        if located.iter().all(Option::is_some) || self.index.has_listed() {
+            return Ok(located);
+        }
+        let _one_at_a_time = self.listing.lock();
+        if !self.index.has_listed() {
+            sync(&self.index, &self.repository, &Silent)?;
+        }
+        self.locate(ids)
+    }
+
     fn node_bytes(&self, id: NodeId) -> Result<Vec<u8>> {
         let missing = || Error::corrupt(format!("manifest node {} is in no pack", id.short()));
-        let location = self.locate(&[id.into()])?[0].ok_or_else(missing)?;
+        let location = self.locate_stored(&[id.into()])?[0].ok_or_else(missing)?;
         let pack = self.pack(location.pack)?;
         let range = entry_range(&pack, location, id.into())?;
         if range.len() > NODE_LEN_MAX {

@@ -105,6 +105,60 @@ id_type!(
     RepositoryId, 16, "a repository id"
 );
 
+/// Which tombstone it is, and its bytes' hash. Tombstones sort by age, and one that replaces another comes right after it: who
+/// lists names in ascending order while one is replaced finds the old one or the new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TombstoneName {
+    /// One more than the highest that there was when it was announced; those that replace it have the same.
+    pub serial: u64,
+    /// How often it was replaced.
+    pub step: u32,
+    /// The hash.
+    pub id: TombstoneId,
+}
+
+impl TombstoneName {
+    /// Reads what [`Display`](std::fmt::Display) writes.
+    ///
+    /// # Errors
+    /// `Invalid` for anything else.
+    pub fn parse(text: &str) -> Result<Self> {
+        let malformed = || Error::invalid(format!("{text:?} is not the name of a tombstone"));
+        let mut parts = text.split('-');
+        let [Some(serial), Some(step), Some(id), None] = std::array::from_fn(|_| parts.next()) else {
+            return Err(malformed());
+        };
+        let name = Self {
+            serial: u64::from_str_radix(serial, 16).map_err(|_| malformed())?,
+            step: u32::from_str_radix(step, 16).map_err(|_| malformed())?,
+            id: TombstoneId::from_hex(id)?,
+        };
+        if name.to_string() == text { Ok(name) } else { Err(malformed()) }
+    }
+
+    /// In the order of the names, as bytes.
+    pub fn to_bytes(self) -> [u8; 44] {
+        let mut bytes = [0; 44];
+        bytes[..8].copy_from_slice(&self.serial.to_be_bytes());
+        bytes[8..12].copy_from_slice(&self.step.to_be_bytes());
+        bytes[12..].copy_from_slice(&self.id.0);
+        bytes
+    }
+
+    /// Reads [`to_bytes`](Self::to_bytes).
+    pub fn from_bytes(bytes: &[u8; 44]) -> Self {
+        let part = |range: std::ops::Range<usize>| bytes[range].iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+        let id = TombstoneId(std::array::from_fn(|at| bytes[12 + at]));
+        Self { serial: part(0..8), step: part(8..12) as u32, id }
+    }
+}
+
+impl fmt::Display for TombstoneName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{:08x}-{}", self.serial, self.step, self.id)
+    }
+}
+
 impl NodeId {
     /// Names no node: everything below is zeros.
     pub const NONE: Self = Self([0; 32]);
@@ -130,6 +184,20 @@ impl From<NodeId> for EntryId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_tombstones_round_trip_and_sort_by_serial_and_step() {
+        let name = |serial, step, id| TombstoneName { serial, step, id: TombstoneId([id; 32]) };
+        let names = [name(1, 0, 9), name(1, 1, 2), name(2, 0, 5), name(0x1234_5678_9abc, 0x0102_0304, 1)];
+        for name in names {
+            assert_eq!(TombstoneName::parse(&name.to_string()).unwrap(), name);
+            assert_eq!(TombstoneName::from_bytes(&name.to_bytes()), name);
+        }
+        assert!(names.is_sorted() && names.map(|name| name.to_string()).is_sorted());
+        for bad in ["", "1-0-", &format!("+{}", &names[0].to_string()[1..]), &format!("{}-", names[0])] {
+            assert!(TombstoneName::parse(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn hex_round_trips_and_bad_hex_is_refused() {

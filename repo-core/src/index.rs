@@ -14,7 +14,7 @@ pub mod sync;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 use rocksdb::{DB, Direction, IteratorMode, WriteBatch};
@@ -92,6 +92,8 @@ pub struct Index {
     lookups: AtomicU64,
     /// Counted up whenever something that was found may have stopped counting.
     generation: AtomicU64,
+    /// Whether this process listed all packs.
+    listed: AtomicBool,
     /// Held for as long as the replica is in use.
     _lock: File,
 }
@@ -140,7 +142,7 @@ const IDENTITY: &str = "identity";
 /// Key of that record.
 const IDENTITY_KEY: &[u8] = b"identity";
 /// Counted up when what is stored here changes: a replica of another version is made anew.
-const INDEX_VERSION: u8 = 4;
+const INDEX_VERSION: u8 = 5;
 
 impl Index {
     /// Opens a free replica under `folder`, or makes one.
@@ -168,7 +170,8 @@ impl Index {
 
     fn new(db: DB, packs: PackTable, path: PathBuf, lock: File) -> Self {
         let (packs, lookups, generation) = (RwLock::new(packs), AtomicU64::new(0), AtomicU64::new(0));
-        Self { db, packs, path, lookups, generation, _lock: lock }
+        let listed = AtomicBool::new(false);
+        Self { db, packs, path, lookups, generation, listed, _lock: lock }
     }
 
     fn open_database(path: &Path, repository: RepositoryId) -> Result<Option<(DB, PackTable)>> {

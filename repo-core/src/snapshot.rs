@@ -313,18 +313,21 @@ pub type Snapshots = (Vec<NamedSnapshot>, Vec<(SnapshotId, Error)>);
 /// # Errors
 /// `Unavailable` when the store cannot be listed.
 pub fn read_all(repository: &Repository) -> Result<Snapshots> {
-    let ids = repository.store.snapshot_ids()?;
-    Ok(sorted(ids.par_iter().map(|id| (*id, read(repository, *id))).collect()))
+    Ok(read_listed(repository, &repository.store.catalog()?.snapshots))
 }
 
-/// As [`read_all`], for who has an index: records that it kept are not read from the store again. They are no less
-/// checked, and whether a snapshot is there only the store says.
+/// As [`read_all`], of those that were listed.
+pub fn read_listed(repository: &Repository, ids: &[SnapshotId]) -> Snapshots {
+    sorted(ids.par_iter().map(|id| (*id, read(repository, *id))).collect())
+}
+
+/// As [`read_listed`] of all there are, for who has an index: records that it kept are not read from the store again. They are
+/// no less checked, and whether a snapshot is there only the store says.
 ///
 /// # Errors
-/// Those of [`read_all`]; `Io` when the index fails.
-pub fn read_all_with(repository: &Repository, index: &Index) -> Result<Snapshots> {
-    let ids = repository.store.snapshot_ids()?;
-    let kept = index.kept_records(&ids)?;
+/// `Io` when the index fails.
+pub fn read_listed_with(repository: &Repository, index: &Index, ids: &[SnapshotId]) -> Result<Snapshots> {
+    let kept = index.kept_records(ids)?;
     let read: Vec<_> = ids.par_iter().zip(kept).map(|(id, kept)| (*id, read_kept(repository, *id, kept))).collect();
     let mut new = Vec::new();
     let mut opened = Vec::with_capacity(read.len());
@@ -337,7 +340,7 @@ pub fn read_all_with(repository: &Repository, index: &Index) -> Result<Snapshots
             }),
         ));
     }
-    index.keep_records(&new, &ids)?;
+    index.keep_records(&new, ids)?;
     Ok(sorted(opened))
 }
 

@@ -18,7 +18,7 @@ use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::error::{Error, ErrorKind, Result, ResultExt};
-use crate::id::{AnnotationId, LeaseId, PackId, SlotId, SnapshotId, TombstoneId};
+use crate::id::{AnnotationId, LeaseId, PackId, SlotId, SnapshotId, TombstoneName};
 use local::{LocalDir, NewObject};
 
 /// An object's name (docs/format.md §1).
@@ -35,7 +35,7 @@ pub enum ObjectName {
     /// A lease.
     Lease(LeaseId),
     /// A tombstone.
-    Tombstone(TombstoneId),
+    Tombstone(TombstoneName),
     /// An annotation of a snapshot.
     Annotation(AnnotationId),
 }
@@ -52,8 +52,8 @@ impl ObjectName {
             }
             Self::Snapshot(id) => format!("snapshots/{id}"),
             Self::Lease(id) => format!("leases/{id}"),
-            Self::Tombstone(id) => format!("tombstones/{id}"),
-            Self::Annotation(id) => format!("annotations/{id}"),
+            Self::Tombstone(id) => format!("snapshots/tombstones/{id}"),
+            Self::Annotation(id) => format!("snapshots/annotations/{id}"),
         }
     }
 }
@@ -73,6 +73,17 @@ pub struct Listed<Id> {
     pub len: u64,
     /// When it was stored, by the store's clock, in milliseconds since the Unix epoch. Never decides what is safe.
     pub stored_ms: i64,
+}
+
+/// The small objects that say what a repository holds. They share a folder, so that one listing finds all of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Catalog {
+    /// Snapshot records, ascending.
+    pub snapshots: Vec<SnapshotId>,
+    /// Annotations, ascending.
+    pub annotations: Vec<AnnotationId>,
+    /// Tombstones, ascending.
+    pub tombstones: Vec<TombstoneName>,
 }
 
 /// A place that keeps objects.
@@ -189,7 +200,7 @@ impl Store {
     /// # Errors
     /// `Unavailable`.
     pub fn list_annotations(&self) -> Result<Vec<Listed<AnnotationId>>> {
-        self.list("annotations", AnnotationId::from_hex, ObjectName::Annotation)
+        self.list("snapshots/annotations", AnnotationId::from_hex, ObjectName::Annotation)
     }
 
     /// The key slots that are there, by id.
@@ -212,8 +223,8 @@ impl Store {
     ///
     /// # Errors
     /// `Unavailable`.
-    pub fn list_tombstones(&self) -> Result<Vec<Listed<TombstoneId>>> {
-        self.list("tombstones", TombstoneId::from_hex, ObjectName::Tombstone)
+    pub fn list_tombstones(&self) -> Result<Vec<Listed<TombstoneName>>> {
+        self.list("snapshots/tombstones", TombstoneName::parse, ObjectName::Tombstone)
     }
 
     /// The names of the packs that are there, ascending.
@@ -221,35 +232,26 @@ impl Store {
     /// # Errors
     /// `Unavailable`.
     pub fn pack_ids(&self) -> Result<Vec<PackId>> {
-        self.ids("packs", PackId::from_hex, ObjectName::Pack)
+        Ok(ids(&self.names("packs")?, PackId::from_hex, ObjectName::Pack))
     }
 
-    /// The names of the snapshot records that are there, ascending.
+    /// What is below `snapshots/`, by one listing.
     ///
     /// # Errors
     /// `Unavailable`.
-    pub fn snapshot_ids(&self) -> Result<Vec<SnapshotId>> {
-        self.ids("snapshots", SnapshotId::from_hex, ObjectName::Snapshot)
+    pub fn catalog(&self) -> Result<Catalog> {
+        let names = self.names("snapshots")?;
+        Ok(Catalog {
+            snapshots: ids(&names, SnapshotId::from_hex, ObjectName::Snapshot),
+            annotations: ids(&names, AnnotationId::from_hex, ObjectName::Annotation),
+            tombstones: ids(&names, TombstoneName::parse, ObjectName::Tombstone),
+        })
     }
 
-    /// The names of the tombstones that are there, ascending.
-    ///
-    /// # Errors
-    /// `Unavailable`.
-    pub fn tombstone_ids(&self) -> Result<Vec<TombstoneId>> {
-        self.ids("tombstones", TombstoneId::from_hex, ObjectName::Tombstone)
-    }
-
-    fn ids<Id: Ord + Copy>(
-        &self,
-        folder: &str,
-        parse: fn(&str) -> Result<Id>,
-        name: fn(Id) -> ObjectName,
-    ) -> Result<Vec<Id>> {
+    /// The paths of all objects below a folder.
+    fn names(&self, folder: &str) -> Result<Vec<String>> {
         let paths = self.local.file_names(folder)?;
-        let mut ids: Vec<Id> = paths.iter().filter_map(|path| named(path.to_str()?, parse, name)).collect();
-        ids.sort_unstable();
-        Ok(ids)
+        Ok(paths.into_iter().filter_map(|path| path.into_os_string().into_string().ok()).collect())
     }
 
     fn list<Id: Ord + Copy>(
@@ -353,8 +355,14 @@ impl Store {
     }
 }
 
+fn ids<Id: Ord + Copy>(paths: &[String], parse: fn(&str) -> Result<Id>, name: fn(Id) -> ObjectName) -> Vec<Id> {
+    let mut ids: Vec<Id> = paths.iter().filter_map(|path| named(path, parse, name)).collect();
+    ids.sort_unstable();
+    ids
+}
+
 /// The id of the object at `path`. Other names are no objects of a repository (docs/format.md §1).
-fn named<Id: Copy>(path: &str, parse: fn(&str) -> Result<Id>, name: fn(Id) -> ObjectName) -> Option<Id> {
+pub(crate) fn named<Id: Copy>(path: &str, parse: fn(&str) -> Result<Id>, name: fn(Id) -> ObjectName) -> Option<Id> {
     let id = parse(path.rsplit('/').next()?).ok()?;
     (name(id).path() == path).then_some(id)
 }

@@ -10,7 +10,7 @@ use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
 use crate::error::{Error, ErrorKind, Result, ResultExt};
-use crate::id::{LeaseId, PackId, SnapshotId, TombstoneId};
+use crate::id::{LeaseId, PackId, SnapshotId, TombstoneId, TombstoneName};
 use crate::object::ObjectKind;
 use crate::record::{RecordKind, ids};
 use crate::repository::Repository;
@@ -22,6 +22,12 @@ const RECORD: RecordKind =
 /// Packs condemned together.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Tombstone {
+    /// One more than the highest that there was when it was announced.
+    pub serial: u64,
+    /// How often it was replaced.
+    pub step: u32,
+    /// Packs that the same collection wrote, which hold what was still needed of condemned ones. No snapshot names them.
+    pub written: BTreeSet<PackId>,
     /// When they were condemned, in milliseconds since the Unix epoch.
     pub created_ms: i64,
     /// The packs.
@@ -63,6 +69,12 @@ struct Stored {
     considered: Option<ByteVec>,
     #[n(3)]
     waits_for: Option<ByteVec>,
+    #[n(4)]
+    serial: u64,
+    #[n(5)]
+    step: u32,
+    #[n(6)]
+    written: Option<ByteVec>,
 }
 
 fn joined<'a>(ids: impl Iterator<Item = &'a [u8; 32]>) -> ByteVec {
@@ -80,7 +92,9 @@ impl Tombstone {
             Stage::Deleted => (None, None),
         };
         let packs = joined(self.packs.iter().map(PackId::as_bytes));
-        let stored = Stored { created_ms: self.created_ms, packs, considered, waits_for };
+        let written = (!self.written.is_empty()).then(|| joined(self.written.iter().map(PackId::as_bytes)));
+        let (created_ms, serial, step) = (self.created_ms, self.serial, self.step);
+        let stored = Stored { created_ms, packs, considered, waits_for, serial, step, written };
         minicbor::to_vec(&stored).expect("writing CBOR into memory cannot fail")
     }
 
@@ -99,8 +113,15 @@ impl Tombstone {
             },
             None => Stage::Deleted,
         };
-        let packs = ids(&stored.packs, PackId, "packs")?.into_iter().collect();
-        Ok(Self { created_ms: stored.created_ms, packs, stage })
+        let packs = |bytes: &[u8]| ids(bytes, PackId, "packs").map(BTreeSet::from_iter);
+        Ok(Self {
+            serial: stored.serial,
+            step: stored.step,
+            written: stored.written.map(|written| packs(&written)).transpose()?.unwrap_or_default(),
+            created_ms: stored.created_ms,
+            packs: packs(&stored.packs)?,
+            stage,
+        })
     }
 }
 
@@ -108,39 +129,53 @@ impl Tombstone {
 ///
 /// # Errors
 /// `Unauthenticated` without the structure key; `Io`.
-pub fn put(repository: &Repository, tombstone: &Tombstone) -> Result<TombstoneId> {
+pub fn put(repository: &Repository, tombstone: &Tombstone) -> Result<TombstoneName> {
     let (id, object) = RECORD.seal(repository, tombstone.encode())?;
-    let id = TombstoneId(id);
-    repository.store.put_new(ObjectName::Tombstone(id), &object)?;
-    Ok(id)
+    let name = TombstoneName { serial: tombstone.serial, step: tombstone.step, id: TombstoneId(id) };
+    repository.store.put_new(ObjectName::Tombstone(name), &object)?;
+    Ok(name)
+}
+
+/// The serial that the next tombstone gets.
+///
+/// # Errors
+/// `Unavailable` when the store cannot be listed.
+pub fn next_serial(repository: &Repository) -> Result<u64> {
+    let listed = repository.store.catalog()?.tombstones;
+    Ok(listed.iter().map(|name| name.serial).max().unwrap_or(0).saturating_add(1))
 }
 
 /// Reads a tombstone.
 ///
 /// # Errors
 /// `NotFound`; `Corrupt` when it is damaged; `Unavailable`.
-pub fn read(repository: &Repository, id: TombstoneId) -> Result<Tombstone> {
-    let object = repository.store.get(ObjectName::Tombstone(id), RECORD.len_max)?;
-    let record = RECORD.open(repository, &id.0, &object).and_then(|record| Tombstone::decode(&record));
-    record.context(|| format!("tombstone {}", id.short()))
+pub fn read(repository: &Repository, name: TombstoneName) -> Result<Tombstone> {
+    let object = repository.store.get(ObjectName::Tombstone(name), RECORD.len_max)?;
+    let opened = RECORD.open(repository, &name.id.0, &object).and_then(|record| Tombstone::decode(&record));
+    let tombstone = opened.context(|| format!("tombstone {}", name.id.short()))?;
+    if (tombstone.serial, tombstone.step) != (name.serial, name.step) {
+        return Err(Error::corrupt(format!("tombstone {} stands under another one's name", name.id.short())));
+    }
+    Ok(tombstone)
 }
 
 /// Puts `new` in the place of the tombstone `old`. In between both are there, which condemns what either names.
 ///
 /// # Errors
 /// As [`put`].
-pub fn replace(repository: &Repository, old: TombstoneId, new: &Tombstone) -> Result<TombstoneId> {
-    let id = put(repository, new)?;
+pub fn replace(repository: &Repository, old: TombstoneName, new: &mut Tombstone) -> Result<TombstoneName> {
+    new.step = old.step + 1;
+    let name = put(repository, new)?;
     delete(repository, old)?;
-    Ok(id)
+    Ok(name)
 }
 
 /// Deletes a tombstone. One that is gone already is no error: another process was faster.
 ///
 /// # Errors
 /// `Io`.
-pub fn delete(repository: &Repository, id: TombstoneId) -> Result<()> {
-    match repository.store.delete(ObjectName::Tombstone(id)) {
+pub fn delete(repository: &Repository, name: TombstoneName) -> Result<()> {
+    match repository.store.delete(ObjectName::Tombstone(name)) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -156,7 +191,8 @@ mod tests {
         let waits_for = Some(BTreeSet::from([LeaseId([4; 32]), LeaseId([5; 32])]));
         for stage in [announced(None), announced(Some(BTreeSet::new())), announced(waits_for), Stage::Deleted] {
             let packs = BTreeSet::from([PackId([1; 32]), PackId([2; 32])]);
-            let tombstone = Tombstone { created_ms: 7, packs, stage };
+            let written = BTreeSet::from([PackId([3; 32])]);
+            let tombstone = Tombstone { serial: 1 << 40, step: 2, written, created_ms: 7, packs, stage };
             assert_eq!(Tombstone::decode(&tombstone.encode()).unwrap(), tombstone);
         }
         assert!(Tombstone::decode(&[0xa0]).is_err());

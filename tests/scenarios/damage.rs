@@ -140,7 +140,7 @@ impl Subject {
         let object = object.to_str().unwrap();
         let deleted_snapshot = object.starts_with("snapshots") && what.contains("deleted");
         let deleted_slot = object.starts_with("keys") && what.contains("deleted");
-        let deleted_annotation = object.starts_with("annotations") && what.contains("deleted");
+        let deleted_annotation = object.starts_with("snapshots/annotations") && what.contains("deleted");
         // A record that is gone leaves no trace: its absence is the same as its never having been.
         if deleted_snapshot || deleted_slot || deleted_annotation {
             return;
@@ -171,7 +171,7 @@ fn flip(path: &Path, at: u64) {
 fn campaign(suite: Suite) {
     let subject = Subject::new(suite);
     let objects = subject.objects();
-    for kind in ["config", "keys", "packs", "snapshots", "annotations"] {
+    for kind in ["config", "keys", "packs", "snapshots", "snapshots/annotations"] {
         assert!(objects.iter().any(|object| object.starts_with(kind)), "the subject has no {kind}");
     }
     for (number, object) in objects.iter().enumerate() {

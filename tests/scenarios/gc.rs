@@ -13,7 +13,7 @@ use repo_core::lease::Lease;
 use repo_core::monitor::{Monitor, Silent};
 use repo_core::ops::backup::{BackupOptions, DiskInput, backup};
 use repo_core::ops::gc::{GcOptions, gc};
-use repo_core::ops::open::Session;
+use repo_core::ops::open::{Reach, Session};
 use repo_core::ops::restore::RestoreOptions;
 use repo_core::seal::Suite;
 use repo_core::{Error, ErrorKind};
@@ -253,12 +253,16 @@ fn interruptions() -> Vec<Vec<Op>> {
     all
 }
 
+fn in_both_reaches(ops: Vec<Op>) -> [(Vec<Op>, Reach); 2] {
+    [(ops.clone(), Reach::Listed), (ops, Reach::Named)]
+}
+
 #[test]
 fn whatever_happens_during_a_backup_every_live_snapshot_restores() {
     for before in [&[][..], &[Op::Forget], &[Op::Forget, Op::Gc]] {
         for at in [0, 2] {
-            for during in interruptions() {
-                let world = World::new();
+            for (during, reach) in interruptions().into_iter().flat_map(in_both_reaches) {
+                let world = World::with(reach);
                 before.iter().for_each(|op| world.run(*op));
                 let (inner, ops) = (world.clone(), during.clone());
                 let session = world.fixture.session();
@@ -269,7 +273,7 @@ fn whatever_happens_during_a_backup_every_live_snapshot_restores() {
                     None
                 });
                 drop(session);
-                println!("{before:?}, then a backup with {during:?} before its block {at}");
+                println!("{reach:?}: {before:?}, then a backup with {during:?} before its block {at}");
                 world.settle();
             }
         }
@@ -279,8 +283,8 @@ fn whatever_happens_during_a_backup_every_live_snapshot_restores() {
 #[test]
 fn whatever_happens_during_a_collection_every_live_snapshot_restores() {
     for task in ["walking manifests", "reading pack directories", "following the newest snapshots", "repacking"] {
-        for during in interruptions() {
-            let world = World::new();
+        for (during, reach) in interruptions().into_iter().flat_map(in_both_reaches) {
+            let world = World::with(reach);
             // A second, smaller backup leaves packs that are partly needed.
             world.run(Op::Backup);
             world.run(Op::Forget);
@@ -288,7 +292,7 @@ fn whatever_happens_during_a_collection_every_live_snapshot_restores() {
             let session = world.fixture.session();
             gc(&session, &gc_options(world.now_ms()), &hook).unwrap();
             drop(session);
-            println!("a collection with {during:?} when it began {task:?}");
+            println!("{reach:?}: a collection with {during:?} when it began {task:?}");
             world.settle();
         }
     }

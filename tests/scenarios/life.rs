@@ -81,11 +81,10 @@ fn remarks_follow_one_another_and_leave_one_annotation() {
 }
 
 #[test]
-fn a_repository_from_before_annotations_gets_the_folder_when_it_is_needed() {
+fn the_folder_of_annotations_is_made_when_it_is_needed() {
     let (fixture, named, _) = one_disk();
-    let folder = fixture.path().join("annotations");
-    std::fs::remove_dir(&folder).unwrap();
-    assert!(fixture.check_all().is_clean());
+    let folder = fixture.path().join("snapshots/annotations");
+    assert!(!folder.exists() && fixture.check_all().is_clean());
     let repository = &fixture.session().repository;
     assert_eq!(annotation::read_all(repository).unwrap().1.len(), 0);
     annotation::annotate(repository, &named, 1, |remarks| remarks.protected = true).unwrap();
@@ -97,7 +96,7 @@ fn a_repository_from_before_annotations_gets_the_folder_when_it_is_needed() {
 fn an_annotation_that_was_replaced_and_is_still_there_does_not_count() {
     let (fixture, named, _) = one_disk();
     let repository = &fixture.session().repository;
-    let folder = fixture.path().join("annotations");
+    let folder = fixture.path().join("snapshots/annotations");
     annotation::annotate(repository, &named, 1, |remarks| remarks.protected = true).unwrap();
     let old = std::fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
     let bytes = std::fs::read(&old).unwrap();
@@ -115,14 +114,14 @@ fn a_damaged_annotation_is_found_and_stops_forgetting_until_it_is_moved_away() {
     let (fixture, first, _) = one_disk();
     commit_like(&fixture, &first.snapshot, [first.snapshot.time_ms + 1].into_iter());
     annotation::annotate(&fixture.session().repository, &first, 1, |remarks| remarks.protected = true).unwrap();
-    let path = std::fs::read_dir(fixture.path().join("annotations")).unwrap().next().unwrap().unwrap().path();
+    let path = std::fs::read_dir(fixture.path().join("snapshots/annotations")).unwrap().next().unwrap().unwrap().path();
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[60] ^= 1;
     std::fs::write(&path, bytes).unwrap();
     let session = fixture.session();
     assert!(forget(&session.repository, &daily(1), &UTC, &Silent).unwrap_err().is_damage());
     let found = check(&session, CheckOptions::default(), &Silent).unwrap();
-    assert!(found.damages.len() == 1 && found.damages[0].object.starts_with("annotations/"), "{found:?}");
+    assert!(found.damages.len() == 1 && found.damages[0].object.starts_with("snapshots/annotations/"), "{found:?}");
     let report = repair(&session, &found, &Silent).unwrap();
     assert_eq!(report.quarantined.len(), 1);
     assert!(report.after.is_clean());
@@ -303,7 +302,7 @@ fn one_damaged_frame_costs_no_other_and_a_sound_repository_is_not_touched() {
     let (fixture, snapshot, disk) = one_disk();
     let clean = fixture.check_all();
     let report = repair(&fixture.session(), &clean, &Silent).unwrap();
-    assert!(report.quarantined.is_empty() && report.new_packs == 0 && report.after.is_clean());
+    assert!(report.quarantined.is_empty() && report.new_packs.is_empty() && report.after.is_clean());
     // Reported as damage while it was out of reach, and sound when it is looked at again.
     let path = packs(&fixture).into_iter().max_by_key(|path| std::fs::metadata(path).unwrap().len()).unwrap();
     flip(&path, 100);

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use repo_core::Error;
 use repo_core::disk::{BlockBuf, Delivery, DiskFormat, DiskSource, SectorMask, Undelivered};
 use repo_core::id::SnapshotId;
+use repo_core::ops::open::Reach;
 use repo_core::ops::restore::RestoreOptions;
 use repo_core::seal::Suite;
 use repo_core::units::BlockIndex;
@@ -60,6 +61,10 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Gc),
         1 => any::<bool>().prop_map(|lose_index| Step::Reopen { lose_index }),
     ]
+}
+
+fn reach() -> impl Strategy<Value = Reach> {
+    prop_oneof![Just(Reach::Listed), Just(Reach::Named)]
 }
 
 const VDIS: [&str; 2] = ["first", "second"];
@@ -173,8 +178,8 @@ fn delivery(any_order: bool) -> Delivery {
     if any_order { Delivery::AnyOrder } else { Delivery::Ascending }
 }
 
-fn live(suite: Suite, steps: &[Step]) {
-    let fixture = RepoFixture::small(suite);
+fn live(suite: Suite, reach: Reach, steps: &[Step]) {
+    let fixture = RepoFixture { reach, ..RepoFixture::small(suite) };
     let session = Some(fixture.session());
     let disks = [ModelDisk::scattered(5_000_123, 7, 1), ModelDisk::new(3 << 20)];
     let mut life = Life { fixture, session, disks, live: BTreeMap::new(), newest: [Vec::new(), Vec::new()] };
@@ -191,13 +196,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn every_live_snapshot_restores_and_no_byte_leaks(steps in prop::collection::vec(step(), 1..20)) {
-        live(Suite::None, &steps);
+    fn every_live_snapshot_restores_and_no_byte_leaks(reach in reach(), steps in prop::collection::vec(step(), 1..20)) {
+        live(Suite::None, reach, &steps);
     }
 
     #[test]
-    fn every_live_snapshot_restores_and_no_byte_leaks_encrypted(steps in prop::collection::vec(step(), 1..8)) {
-        live(Suite::Aes256Gcm, &steps);
+    fn every_live_snapshot_restores_and_no_byte_leaks_encrypted(reach in reach(), steps in prop::collection::vec(step(), 1..8)) {
+        live(Suite::Aes256Gcm, reach, &steps);
     }
 }
 

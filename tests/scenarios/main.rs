@@ -7,6 +7,7 @@ mod damage;
 mod delta_imports;
 mod deltas;
 mod devices;
+mod discovery;
 mod formats;
 mod gc;
 mod images;

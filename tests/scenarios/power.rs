@@ -72,7 +72,7 @@ impl Watched {
     fn check(&self, state: &State) -> CheckReport {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("repository");
-        for name in ["packs", "snapshots", "leases", "tombstones", "annotations", "keys", "index", "tmp"] {
+        for name in ["packs", "snapshots", "leases", "keys", "index", "tmp"] {
             std::fs::create_dir_all(root.join(name)).unwrap();
         }
         for (name, whole) in state {

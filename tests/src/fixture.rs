@@ -13,7 +13,7 @@ use repo_core::monitor::Silent;
 use repo_core::ops::backup::{BackupOptions, BackupReport, BaseChoice, DiskInput, backup};
 use repo_core::ops::check::{CheckOptions, CheckReport, check};
 use repo_core::ops::gc::{GcOptions, GcReport, gc};
-use repo_core::ops::open::{Session, open_session};
+use repo_core::ops::open::{Access, Reach, Session, open_session};
 use repo_core::ops::restore::{RestoreOptions, RestorePlan, RestoreReport, Target, restore};
 use repo_core::repository::{InitOptions, Repository};
 use repo_core::seal::Suite;
@@ -30,6 +30,8 @@ pub const PASSPHRASE: &str = "correct horse battery staple";
 pub struct RepoFixture {
     /// Keeps the folder; other files of a test go here too.
     pub folder: TempDir,
+    /// How its sessions learn what packs there are.
+    pub reach: Reach,
     suite: Suite,
     clock_ms: i64,
 }
@@ -55,7 +57,7 @@ impl RepoFixture {
         change(&mut options);
         let store = Store::create_local(&folder.path().join("repository")).expect("create store");
         Repository::create(store, &options, &unlock(suite), "first", Entropy::system()).expect("create repository");
-        Self { folder, suite, clock_ms: 1_000_000 }
+        Self { folder, reach: Reach::Listed, suite, clock_ms: 1_000_000 }
     }
 
     /// The repository's folder.
@@ -72,8 +74,11 @@ impl RepoFixture {
     pub fn try_session(&self) -> Result<Session> {
         let store = Store::open_local(&self.path())?;
         let repository = Repository::open(store, &unlock(self.suite), Entropy::system())?;
-        let session = open_session(repository, None, &Silent)?;
-        session.catch_up(&Silent)?;
+        let session = Session { reach: self.reach, ..open_session(repository, None, &Silent)? };
+        match self.reach {
+            Reach::Listed => drop(session.catch_up(&Silent)?),
+            Reach::Named => drop(session.begin("open", Access::Read, &Silent)?),
+        }
         Ok(session)
     }
 

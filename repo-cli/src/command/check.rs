@@ -142,7 +142,7 @@ impl Checked {
             quarantined: quarantined.map(|moved| QuarantinedOut { object: moved.object, to: moved.to }).collect(),
             copied_entries: report.copied_entries,
             copied_bytes: report.copied_bytes,
-            new_packs: report.new_packs,
+            new_packs: report.new_packs.len() as u64,
             healed_records: report.healed_records,
         };
         let mut after = CheckReport { read_bytes: found.read_bytes, coverage: found.coverage, ..report.after };

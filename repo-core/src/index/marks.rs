@@ -5,41 +5,73 @@ use std::sync::atomic::Ordering;
 
 use rocksdb::{IteratorMode, WriteBatch};
 
-use super::{COMPLETE, Index, TOMBSTONES, database_error, family};
+use super::{COMPLETE, IDENTITY, Index, TOMBSTONES, database_error, family};
 use crate::error::Result;
-use crate::id::{SnapshotId, TombstoneId};
+use crate::id::{SnapshotId, TombstoneName};
+
+/// Key of the serial among what identifies a replica.
+const SERIAL_KEY: &[u8] = b"serial";
 
 impl Index {
     /// The bytes of a tombstone that was read before.
     ///
     /// # Errors
     /// `Io` when the database cannot be read.
-    pub fn known_tombstone(&self, id: TombstoneId) -> Result<Option<Vec<u8>>> {
-        self.db.get_cf(family(&self.db, TOMBSTONES), id.0).map_err(|error| database_error(&self.path, error))
+    pub fn known_tombstone(&self, name: TombstoneName) -> Result<Option<Vec<u8>>> {
+        self.db.get_cf(family(&self.db, TOMBSTONES), name.to_bytes()).map_err(|error| database_error(&self.path, error))
     }
 
     /// Keeps a tombstone that was read, so that it need not be read again.
     ///
     /// # Errors
     /// `Io` when the database cannot be written.
-    pub fn learn_tombstone(&self, id: TombstoneId, record: &[u8]) -> Result<()> {
-        let put = self.db.put_cf(family(&self.db, TOMBSTONES), id.0, record);
+    pub fn learn_tombstone(&self, name: TombstoneName, record: &[u8]) -> Result<()> {
+        let put = self.db.put_cf(family(&self.db, TOMBSTONES), name.to_bytes(), record);
         put.map_err(|error| database_error(&self.path, error))
     }
 
-    /// Drops the tombstones that are not among `ids`.
+    /// The names of the tombstones that were read and kept, ascending.
     ///
     /// # Errors
     /// `Io` when the database fails.
-    pub fn retain_tombstones(&self, ids: &BTreeSet<TombstoneId>) -> Result<()> {
-        let tombstones = family(&self.db, TOMBSTONES);
-        for item in self.db.iterator_cf(tombstones, IteratorMode::Start) {
+    pub fn known_tombstones(&self) -> Result<Vec<TombstoneName>> {
+        let mut names = Vec::new();
+        for item in self.db.iterator_cf(family(&self.db, TOMBSTONES), IteratorMode::Start) {
             let (key, _) = item.map_err(|error| database_error(&self.path, error))?;
-            if key.first_chunk().is_none_or(|id| !ids.contains(&TombstoneId(*id))) {
-                self.db.delete_cf(tombstones, &key).map_err(|error| database_error(&self.path, error))?;
-            }
+            names.extend(key.first_chunk().map(TombstoneName::from_bytes));
+        }
+        Ok(names)
+    }
+
+    /// Drops the tombstones that are not among `names`.
+    ///
+    /// # Errors
+    /// `Io` when the database fails.
+    pub fn retain_tombstones(&self, names: &BTreeSet<TombstoneName>) -> Result<()> {
+        for gone in self.known_tombstones()?.into_iter().filter(|name| !names.contains(name)) {
+            let deleted = self.db.delete_cf(family(&self.db, TOMBSTONES), gone.to_bytes());
+            deleted.map_err(|error| database_error(&self.path, error))?;
         }
         Ok(())
+    }
+
+    /// The highest serial of a tombstone that was there when this replica last knew all packs; `None` when it never did.
+    ///
+    /// # Errors
+    /// `Io` when the database cannot be read.
+    pub fn seen_serial(&self) -> Result<Option<u64>> {
+        let found = self.db.get_cf(family(&self.db, IDENTITY), SERIAL_KEY);
+        let found = found.map_err(|error| database_error(&self.path, error))?;
+        Ok(found.and_then(|bytes| bytes[..].try_into().ok()).map(u64::from_be_bytes))
+    }
+
+    /// Notes that this replica knows all packs up to the tombstone of that serial.
+    ///
+    /// # Errors
+    /// `Io` when the database cannot be written.
+    pub fn set_seen_serial(&self, serial: u64) -> Result<()> {
+        let put = self.db.put_cf(family(&self.db, IDENTITY), SERIAL_KEY, serial.to_be_bytes());
+        put.map_err(|error| database_error(&self.path, error))
     }
 
     /// Takes back that snapshots are complete, but for those of `but`.

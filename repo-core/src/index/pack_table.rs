@@ -33,6 +33,11 @@ impl PackTable {
         (self.get(number).state != PackState::Gone).then_some(number)
     }
 
+    /// Whether a pack is there, or was once.
+    pub(super) fn was_known(&self, id: PackId) -> bool {
+        self.by_id.contains_key(&id)
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &KnownPack> {
         self.by_number.iter()
     }

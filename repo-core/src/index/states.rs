@@ -12,6 +12,7 @@ use super::{
 };
 use crate::error::Result;
 use crate::id::{EntryId, PackId};
+use crate::pack::Content;
 
 impl Index {
     /// How many packs were ever known. What is inserted from here on gets numbers from this one on.
@@ -65,6 +66,62 @@ impl Index {
         }
         self.purge_if_worthwhile()?;
         Ok(changes)
+    }
+
+    /// Takes in what tombstones say, where packs were not listed: those of `deleted` are gone, those of `condemned` are
+    /// condemned, and all others that are not gone are live.
+    ///
+    /// # Errors
+    /// `Io` when the database cannot be written.
+    pub fn set_states_as_told(&self, condemned: &BTreeSet<PackId>, deleted: &BTreeSet<PackId>) -> Result<()> {
+        let mut packs = self.packs.write();
+        let mut batch = WriteBatch::default();
+        for (number, pack) in packs.iter_mut() {
+            let state = match pack.state {
+                _ if deleted.contains(&pack.id) => PackState::Gone,
+                PackState::Gone => PackState::Gone,
+                _ if condemned.contains(&pack.id) => PackState::Condemned,
+                _ => PackState::Live,
+            };
+            if state == pack.state {
+                continue;
+            }
+            if pack.state == PackState::Live {
+                self.generation.fetch_add(1, Ordering::Relaxed);
+            }
+            pack.state = state;
+            batch.put_cf(family(&self.db, PACKS), number.0.to_be_bytes(), StoredPack::new(pack).as_bytes());
+        }
+        self.db.write(batch).map_err(|error| database_error(&self.path, error))?;
+        drop(packs);
+        self.purge_if_worthwhile()
+    }
+
+    /// Whether this process listed all packs, and took them in.
+    pub fn has_listed(&self) -> bool {
+        self.listed.load(Ordering::Relaxed)
+    }
+
+    /// Those of `packs` that this replica never met, present or gone.
+    pub fn never_met(&self, packs: impl IntoIterator<Item = PackId>) -> BTreeSet<PackId> {
+        let known = self.packs.read();
+        packs.into_iter().filter(|id| !known.was_known(*id)).collect()
+    }
+
+    /// Notes that packs which old records name are gone, so that nobody asks for them again. One that comes back all the same
+    /// is found by a listing.
+    ///
+    /// # Errors
+    /// `Io` when the database cannot be written.
+    pub fn note_gone(&self, packs: impl IntoIterator<Item = PackId>) -> Result<()> {
+        let mut known = self.packs.write();
+        let mut batch = WriteBatch::default();
+        for id in packs.into_iter().filter(|id| !known.was_known(*id)).collect::<BTreeSet<_>>() {
+            let pack = KnownPack { id, len: 0, content: Content::Data, entries: 0, state: PackState::Gone };
+            batch.put_cf(family(&self.db, PACKS), known.next().0.to_be_bytes(), StoredPack::new(&pack).as_bytes());
+            known.push(pack);
+        }
+        self.db.write(batch).map_err(|error| database_error(&self.path, error))
     }
 
     /// Treats packs as condemned until the next look at the tombstones: they are about to be.

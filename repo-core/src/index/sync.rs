@@ -1,11 +1,12 @@
 //! Bringing a replica up to date from the packs, which are the truth.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 
 use rayon::prelude::*;
 
 use crate::error::{ErrorKind, Result, ResultExt};
-use crate::id::PackId;
+use crate::id::{PackId, TombstoneName};
 use crate::index::Index;
 use crate::monitor::Monitor;
 use crate::pack::reader::PackReader;
@@ -28,7 +29,7 @@ pub struct SyncStats {
     pub unreadable_packs: u64,
 }
 
-/// Brings `index` up to date with the tombstones and packs of `repository`.
+/// Brings `index` up to date with the tombstones and packs of `repository`, all of which are listed.
 ///
 /// What stands in packs that are gone is not found any more. A pack whose directory cannot be read is told to the monitor
 /// and passed over; what it holds is then not findable.
@@ -37,22 +38,73 @@ pub struct SyncStats {
 /// `Unavailable` when the store cannot be listed; `Io` when the database cannot be written.
 pub fn sync(index: &Index, repository: &Repository, monitor: &dyn Monitor) -> Result<SyncStats> {
     // Tombstones first: a pack that is condemned later is not deleted while this process holds a lease.
-    let condemned = condemned_packs(index, repository, monitor)?;
-    take_in_packs(index, repository, condemned, monitor)
+    let tombstones = read_tombstones(index, repository, repository.store.catalog()?.tombstones, monitor)?;
+    take_in_packs(index, repository, tombstones, monitor)
 }
 
-fn take_in_packs(
+/// Brings `index` up to date without a listing of packs: with those that tombstones, all that were listed, and snapshot
+/// records name. `false` when they do not tell everything: then nothing but a listing does ([`sync`]).
+///
+/// The chain of tombstones tells what became of packs. It has a gap when this replica is new, when it slept until
+/// tombstones were dropped that it never saw, and when one cannot be read.
+///
+/// # Errors
+/// `Unavailable`; `Io` when the database fails.
+pub fn sync_as_told(
     index: &Index,
     repository: &Repository,
-    mut condemned: BTreeSet<PackId>,
+    listed: Vec<TombstoneName>,
+    named: impl Iterator<Item = PackId>,
     monitor: &dyn Monitor,
-) -> Result<SyncStats> {
+) -> Result<bool> {
+    let Some(seen) = index.seen_serial()? else { return Ok(false) };
+    if !can_follow(index, seen, &listed)? {
+        return Ok(false);
+    }
+    let told = read_tombstones(index, repository, listed, monitor)?;
+    if told.unreadable {
+        return Ok(false);
+    }
+    index.set_states_as_told(&told.condemned, &told.deleted)?;
+    let new = index.never_met(named.chain(told.written.iter().copied()));
+    let packs: Vec<PackId> = new.iter().copied().filter(|pack| !told.deleted.contains(pack)).collect();
+    let added = add_missing(index, repository, &packs, monitor)?;
+    if added.unreadable_packs == 0 {
+        index.note_gone(new)?;
+    }
+    if added.added_packs > 0 && !told.condemned.is_empty() {
+        index.set_states_as_told(&told.condemned, &told.deleted)?;
+    }
+    index.set_seen_serial(told.serial.max(seen))?;
+    Ok(true)
+}
+
+/// Whether no tombstone was dropped that this replica never saw, or whose end it did not see.
+fn can_follow(index: &Index, seen: u64, listed: &[TombstoneName]) -> Result<bool> {
+    let serials: BTreeSet<u64> = listed.iter().map(|name| name.serial).collect();
+    // The newest one is never dropped.
+    if serials.first().map_or(seen != 0, |first| *first > seen + 1) {
+        return Ok(false);
+    }
+    for name in index.known_tombstones()?.into_iter().filter(|name| !serials.contains(&name.serial)) {
+        let known = index.known_tombstone(name)?.map(|bytes| Tombstone::decode(&bytes)).transpose()?;
+        if known.is_none_or(|known| known.stage != Stage::Deleted) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn take_in_packs(index: &Index, repository: &Repository, mut told: Told, monitor: &dyn Monitor) -> Result<SyncStats> {
     let known = index.known_count();
     let listed = repository.store.pack_ids()?;
-    if index.misses_a_pack(known, &listed, &condemned) {
+    if index.misses_a_pack(known, &listed, &told.dead()) {
         // Without a lease a pack may have been condemned and deleted between the two looks: nothing is wrong then.
-        condemned.append(&mut condemned_packs(index, repository, monitor)?);
+        let again = read_tombstones(index, repository, repository.store.catalog()?.tombstones, monitor)?;
+        told.condemned.extend(again.condemned);
+        told.deleted.extend(again.deleted);
     }
+    let condemned = told.dead();
     let changes = index.set_states(known, &listed, &condemned)?;
     let stats = add_missing(index, repository, &listed, monitor)?;
     if stats.added_packs > 0 && !condemned.is_empty() {
@@ -65,43 +117,84 @@ fn take_in_packs(
             format!("{} packs that the index knew are gone from the repository: run cairn check", changes.vanished);
         monitor.warn(&text);
     }
+    index.set_seen_serial(told.serial)?;
+    index.listed.store(true, Ordering::Relaxed);
     Ok(SyncStats { vanished_packs: changes.vanished, ..stats })
 }
 
-/// The packs that tombstones name. From a tombstone that is new to this replica it follows that snapshots which it did
-/// not consider may need condemned packs: they no longer count as complete.
-fn condemned_packs(index: &Index, repository: &Repository, monitor: &dyn Monitor) -> Result<BTreeSet<PackId>> {
+/// What tombstones say of packs.
+#[derive(Debug, Clone, Default)]
+struct Told {
+    condemned: BTreeSet<PackId>,
+    deleted: BTreeSet<PackId>,
+    written: BTreeSet<PackId>,
+    /// The highest serial.
+    serial: u64,
+    /// Whether one could not be read.
+    unreadable: bool,
+}
+
+impl Told {
+    /// Condemned or gone.
+    fn dead(&self) -> BTreeSet<PackId> {
+        self.condemned.union(&self.deleted).copied().collect()
+    }
+}
+
+/// Reads the tombstones that were listed; or that are there now, where one of them is not any more. From a tombstone that is new
+/// to this replica it follows that snapshots which it did not consider may need condemned packs: they no longer count as
+/// complete.
+fn read_tombstones(
+    index: &Index,
+    repository: &Repository,
+    mut listed: Vec<TombstoneName>,
+    monitor: &dyn Monitor,
+) -> Result<Told> {
     'listing: loop {
-        let ids: BTreeSet<_> = repository.store.tombstone_ids()?.into_iter().collect();
-        let mut condemned = BTreeSet::new();
-        for id in &ids {
-            if let Some(known) = index.known_tombstone(*id)? {
-                condemned.extend(Tombstone::decode(&known)?.packs);
-                continue;
-            }
-            match tombstone::read(repository, *id) {
-                Ok(tombstone) => {
-                    match &tombstone.stage {
-                        Stage::Announced { considered, .. } => index.unmark_complete(considered)?,
-                        // This replica slept through all of it.
-                        Stage::Deleted if tombstone.packs.iter().any(|pack| index.is_live(*pack)) => {
-                            index.unmark_complete(&BTreeSet::new())?;
-                        }
-                        Stage::Deleted => {}
+        let mut told = Told { serial: listed.iter().map(|name| name.serial).max().unwrap_or(0), ..Told::default() };
+        for name in &listed {
+            let tombstone = match index.known_tombstone(*name)? {
+                Some(known) => Tombstone::decode(&known)?,
+                None => match tombstone::read(repository, *name) {
+                    Ok(tombstone) => {
+                        learn(index, *name, &tombstone)?;
+                        tombstone
                     }
-                    index.learn_tombstone(*id, &tombstone.encode())?;
-                    condemned.extend(tombstone.packs);
-                }
-                // Replaced by another one since it was listed: which one, the next listing tells.
-                Err(error) if error.kind() == ErrorKind::NotFound => continue 'listing,
-                // Nothing is deleted on the word of a tombstone that cannot be read.
-                Err(error) if error.is_damage() => monitor.damage(&error),
-                Err(error) => return Err(error),
+                    // Replaced by another one since it was listed: which one, the next listing tells.
+                    Err(error) if error.kind() == ErrorKind::NotFound => {
+                        listed = repository.store.catalog()?.tombstones;
+                        continue 'listing;
+                    }
+                    // Nothing is deleted on the word of a tombstone that cannot be read.
+                    Err(error) if error.is_damage() => {
+                        monitor.damage(&error);
+                        told.unreadable = true;
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                },
+            };
+            told.written.extend(tombstone.written);
+            match tombstone.stage {
+                Stage::Announced { .. } => told.condemned.extend(tombstone.packs),
+                Stage::Deleted => told.deleted.extend(tombstone.packs),
             }
         }
-        index.retain_tombstones(&ids)?;
-        return Ok(condemned);
+        index.retain_tombstones(&listed.iter().copied().collect())?;
+        return Ok(told);
     }
+}
+
+fn learn(index: &Index, name: TombstoneName, tombstone: &Tombstone) -> Result<()> {
+    match &tombstone.stage {
+        Stage::Announced { considered, .. } => index.unmark_complete(considered)?,
+        // This replica slept through all of it.
+        Stage::Deleted if tombstone.packs.iter().any(|pack| index.is_live(*pack)) => {
+            index.unmark_complete(&BTreeSet::new())?;
+        }
+        Stage::Deleted => {}
+    }
+    index.learn_tombstone(name, &tombstone.encode())
 }
 
 /// Adds the packs of `listed` that `index` lacks.
@@ -189,9 +282,10 @@ mod tests {
         let [condemned, lost, _kept] = [1, 2, 3].map(|entry| pack_with(&repository, entry).id);
         assert_eq!(sync(&index, &repository, &Silent).unwrap().added_packs, 3);
 
-        let look = condemned_packs(&index, &repository, &Silent).unwrap();
+        let look = read_tombstones(&index, &repository, Vec::new(), &Silent).unwrap();
         let packs = BTreeSet::from([condemned]);
-        tombstone::put(&repository, &Tombstone { created_ms: 1, packs, stage: Stage::Deleted }).unwrap();
+        let tombstone = Tombstone { serial: 1, packs, stage: Stage::Deleted, ..Tombstone::default() };
+        tombstone::put(&repository, &tombstone).unwrap();
         repository.store.delete(ObjectName::Pack(condemned)).unwrap();
         assert_eq!(take_in_packs(&index, &repository, look.clone(), &Silent).unwrap().vanished_packs, 0);
         // A pack that nobody condemned is.

@@ -59,7 +59,7 @@ impl BlockReader {
     /// Where the runs' chunks are stored, in the order of packs and frames.
     fn locate(&self, runs: Vec<Run>) -> Result<Vec<(Location, Run)>> {
         let ids: Vec<EntryId> = runs.iter().map(|run| run.id.into()).collect();
-        let found = self.content.locate(&ids)?.into_iter().zip(runs);
+        let found = self.content.locate_stored(&ids)?.into_iter().zip(runs);
         let mut located = found
             .map(|(location, run)| {
                 let missing = || Error::corrupt(format!("chunk {} is in no pack", run.id.short()));

@@ -68,9 +68,14 @@ struct LiveNodes<'a>(&'a ContentReader);
 impl LiveNodes<'_> {
     /// Fails when one of `ids` is not stored, or is about to be no more.
     fn demand(&self, ids: &[EntryId]) -> Result<()> {
+        if self.0.locate_live(ids)?.iter().all(Option::is_some) {
+            return Ok(());
+        }
+        // What is not found may stand in a pack that nothing names.
+        let stored = self.0.locate_stored(ids)?;
         let Some(at) = self.0.locate_live(ids)?.iter().position(Option::is_none) else { return Ok(()) };
         let short = ids[at].short();
-        if self.0.locate(&ids[at..=at])?[0].is_some() {
+        if stored[at].is_some() {
             let text = format!(
                 "{short} stands in a pack that garbage collection condemned before this snapshot was committed: \
                  run cairn gc, which takes that back, and try again"

@@ -18,7 +18,7 @@ mod survey;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{LeaseId, PackId, SnapshotId, TombstoneId};
+use crate::id::{LeaseId, PackId, SnapshotId, TombstoneName};
 use crate::index::PackState;
 use crate::lease::{self, Lease, LeaseInfo};
 use crate::monitor::Monitor;
@@ -141,7 +141,7 @@ pub fn gc(session: &Session, options: &GcOptions, monitor: &dyn Monitor) -> Resu
 
 /// A tombstone and whether its packs may be deleted, if they still are not needed.
 struct Grave {
-    id: TombstoneId,
+    name: TombstoneName,
     tombstone: Tombstone,
     ripe: bool,
 }
@@ -187,7 +187,7 @@ impl Run<'_> {
         let mut graves = Vec::new();
         for listed in self.repository().store.list_tombstones()? {
             match tombstone::read(self.repository(), listed.id) {
-                Ok(tombstone) => graves.push(Grave { id: listed.id, tombstone, ripe: false }),
+                Ok(tombstone) => graves.push(Grave { name: listed.id, tombstone, ripe: false }),
                 // Replaced meanwhile: another collection is at work, and this one leaves the packs alone.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 // It condemns nothing then, and its packs are judged anew.
@@ -216,7 +216,7 @@ impl Run<'_> {
         let Stage::Announced { waits_for, .. } = &mut grave.tombstone.stage else { return Ok(()) };
         if waits_for.is_none() {
             *waits_for = Some(leases.clone());
-            grave.id = tombstone::replace(self.repository(), grave.id, &grave.tombstone)?;
+            grave.name = tombstone::replace(self.repository(), grave.name, &mut grave.tombstone)?;
         }
         Ok(())
     }
@@ -273,7 +273,7 @@ impl Run<'_> {
             if is_announced && !needed.is_empty() && !self.options.dry_run {
                 self.report.rescued_packs += needed.len() as u64;
                 grave.tombstone.packs.retain(|id| !needed.contains(id));
-                grave.id = tombstone::replace(self.repository(), grave.id, &grave.tombstone)?;
+                grave.name = tombstone::replace(self.repository(), grave.name, &mut grave.tombstone)?;
             }
             let dead: Vec<&PackUse> = there.into_iter().filter(|used| !needed.contains(&used.pack.id)).collect();
             if grave.ripe && !self.options.dry_run {
@@ -303,7 +303,7 @@ impl Run<'_> {
 
     fn mark_deleted(&self, grave: &mut Grave) -> Result<()> {
         grave.tombstone.stage = Stage::Deleted;
-        grave.id = tombstone::replace(self.repository(), grave.id, &grave.tombstone)?;
+        grave.name = tombstone::replace(self.repository(), grave.name, &mut grave.tombstone)?;
         Ok(())
     }
 
@@ -323,6 +323,7 @@ impl Run<'_> {
         self.report.needed_bytes = live().map(|used| used.needed_bytes).sum();
         self.report.waste_bytes = live().map(|used| used.frame_bytes - used.needed_bytes).sum();
         let mut condemned: BTreeSet<PackId> = dead.iter().map(|used| used.pack.id).collect();
+        let mut written = BTreeSet::new();
         if self.options.dry_run {
             condemned.extend(emptied.iter().map(|at| uses[*at].pack.id));
             self.report.repacked_packs = emptied.len() as u64;
@@ -335,6 +336,7 @@ impl Run<'_> {
             self.report.ordered_packs = moved.emptied.intersection(&for_order).count() as u64;
             self.report.moved_bytes = moved.new_bytes;
             condemned.extend(moved.emptied);
+            written = moved.new_packs;
         }
         let condemned: Vec<&PackUse> = live().filter(|used| condemned.contains(&used.pack.id)).collect();
         self.report.condemned_packs = condemned.len() as u64;
@@ -343,7 +345,7 @@ impl Run<'_> {
         if self.options.dry_run || condemned.is_empty() {
             return Ok(());
         }
-        self.condemn(snapshots, &condemned)
+        self.condemn(snapshots, &condemned, written)
     }
 
     /// Packs that may belong to a backup under way: as young as the oldest lease, by the store's own clock. Only to spare
@@ -357,13 +359,14 @@ impl Run<'_> {
         Ok(packs.into_iter().filter(|pack| pack.stored_ms >= oldest).map(|pack| pack.id).collect())
     }
 
-    fn condemn(&mut self, snapshots: &[NamedSnapshot], packs: &[&PackUse]) -> Result<()> {
+    fn condemn(&mut self, snapshots: &[NamedSnapshot], packs: &[&PackUse], written: BTreeSet<PackId>) -> Result<()> {
         let considered: BTreeSet<SnapshotId> = snapshots.iter().map(|named| named.id).collect();
         let stage = Stage::Announced { considered: considered.clone(), waits_for: None };
         let ids = packs.iter().map(|used| used.pack.id).collect();
-        let tombstone = Tombstone { created_ms: self.options.now_ms, packs: ids, stage };
-        let id = tombstone::put(self.repository(), &tombstone)?;
-        let mut grave = Grave { id, tombstone, ripe: false };
+        let serial = tombstone::next_serial(self.repository())?;
+        let tombstone = Tombstone { serial, step: 0, written, created_ms: self.options.now_ms, packs: ids, stage };
+        let name = tombstone::put(self.repository(), &tombstone)?;
+        let mut grave = Grave { name, tombstone, ripe: false };
         // After the tombstone: whoever puts a lease from here on sees it.
         let leases = self.leases()?;
         self.note_leases(&mut grave, &leases)?;
@@ -390,11 +393,13 @@ impl Run<'_> {
         if self.options.dry_run {
             return Ok(());
         }
+        let next = tombstone::next_serial(self.repository())?;
         for grave in graves {
             let old = grave.tombstone.created_ms + REMEMBERED_MS <= self.options.now_ms;
             let empty = grave.tombstone.packs.is_empty();
-            if empty || old && grave.tombstone.stage == Stage::Deleted {
-                tombstone::delete(self.repository(), grave.id)?;
+            // The newest stays, so that indexes elsewhere see which ones they missed.
+            if (empty || old && grave.tombstone.stage == Stage::Deleted) && grave.name.serial + 1 < next {
+                tombstone::delete(self.repository(), grave.name)?;
             }
         }
         self.session.catch_up(self.monitor).map(drop)

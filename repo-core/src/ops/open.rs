@@ -7,12 +7,13 @@ use parking_lot::Mutex;
 
 use crate::content::ContentReader;
 use crate::error::{ErrorKind, Result};
-use crate::index::sync::{SyncStats, sync};
+use crate::id::TombstoneName;
+use crate::index::sync::{SyncStats, sync, sync_as_told};
 use crate::index::{Index, Origin};
 use crate::lease::Lease;
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::snapshot::{self, Snapshots};
+use crate::snapshot::{self, NamedSnapshot, Snapshots};
 
 /// A repository with an index, which is brought up to date when work begins.
 pub struct Session {
@@ -22,7 +23,19 @@ pub struct Session {
     pub index: Arc<Index>,
     /// Reads stored content through both.
     pub content: Arc<ContentReader>,
+    /// How work that begins learns what packs there are.
+    pub reach: Reach,
     working: Mutex<Weak<Working>>,
+}
+
+/// How an index learns what packs there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// All packs are listed: cheap in a folder, and it finds what nothing names.
+    Listed,
+    /// From what snapshot records and tombstones name, by the one listing that finds those. All packs are listed only when these
+    /// do not tell everything. Packs of imports that were broken off elsewhere are not found.
+    Named,
 }
 
 /// Work under way. As long as this lives nothing that the index finds, and nothing that the snapshots need, is deleted.
@@ -69,7 +82,13 @@ impl Session {
             Access::Read => Lease::put_if_writable(self.repository.clone(), operation)?,
             Access::Write => Lease::put(self.repository.clone(), operation)?,
         };
-        let begun = Arc::new(Working { lease, snapshots: self.snapshots(monitor)? });
+        let catalog = self.repository.store.catalog()?;
+        let snapshots = snapshot::read_listed_with(&self.repository, &self.index, &catalog.snapshots)?;
+        match self.reach {
+            Reach::Listed => drop(self.catch_up(monitor)?),
+            Reach::Named => self.catch_up_as_told(catalog.tombstones, &snapshots.0, monitor)?,
+        }
+        let begun = Arc::new(Working { lease, snapshots });
         *working = Arc::downgrade(&begun);
         Ok(begun)
     }
@@ -80,12 +99,28 @@ impl Session {
     /// # Errors
     /// `Unavailable` when the store cannot be listed; `Io` when the index cannot be written.
     pub fn snapshots(&self, monitor: &dyn Monitor) -> Result<Snapshots> {
-        let found = snapshot::read_all_with(&self.repository, &self.index)?;
+        let catalog = self.repository.store.catalog()?;
+        let found = snapshot::read_listed_with(&self.repository, &self.index, &catalog.snapshots)?;
         self.catch_up(monitor)?;
         Ok(found)
     }
 
-    /// Takes in what other processes stored, condemned and deleted since the last look. Needed after snapshot
+    fn catch_up_as_told(
+        &self,
+        tombstones: Vec<TombstoneName>,
+        snapshots: &[NamedSnapshot],
+        monitor: &dyn Monitor,
+    ) -> Result<()> {
+        let named = || snapshots.iter().flat_map(|named| named.snapshot.packs.iter().copied());
+        if !sync_as_told(&self.index, &self.repository, tombstones, named(), monitor)? {
+            self.catch_up(monitor)?;
+            // They were stored before the records that name them, and the listing came after those.
+            self.index.note_gone(named())?;
+        }
+        Ok(())
+    }
+
+    /// Takes in what other processes stored, condemned and deleted since the last look, by listing all packs. Needed after snapshot
     /// records were read and before what they name is looked up: whatever a snapshot names was durable before it.
     ///
     /// # Errors
@@ -125,7 +160,7 @@ pub fn rebuild_index(
 fn into_session(repository: Repository, index: Index) -> Result<Session> {
     let (repository, index) = (Arc::new(repository), Arc::new(index));
     let content = Arc::new(ContentReader::new(repository.clone(), index.clone())?);
-    Ok(Session { repository, index, content, working: Mutex::default() })
+    Ok(Session { repository, index, content, reach: Reach::Listed, working: Mutex::default() })
 }
 
 fn open_index(repository: &Repository, cache: Option<&Path>, monitor: &dyn Monitor) -> Result<(Index, Origin)> {

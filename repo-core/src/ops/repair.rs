@@ -21,7 +21,8 @@ use crate::pack::Content;
 use crate::pack::reader::PackReader;
 use crate::repository::Repository;
 use crate::snapshot::RECORD_LEN_MAX;
-use crate::store::ObjectName;
+use crate::store::{self, ObjectName};
+use crate::tombstone::{self, Stage, Tombstone};
 
 /// zstd level of content that is copied.
 const LEVEL: i32 = 3;
@@ -47,7 +48,7 @@ pub struct RepairReport {
     /// Their plaintext, in bytes.
     pub copied_bytes: u64,
     /// Packs that these were written to.
-    pub new_packs: u64,
+    pub new_packs: BTreeSet<PackId>,
     /// Snapshot records that were damaged and are whole again.
     pub healed_records: u64,
     /// What a check finds now, directories and manifests read anew.
@@ -82,6 +83,7 @@ pub fn repair(session: &Session, found: &CheckReport, monitor: &dyn Monitor) -> 
         doomed.extend(judge(session, id, &hashers, monitor)?);
     }
     copy_sound(session, &doomed, &hashers, &mut report, monitor)?;
+    tell(session, &doomed, &report)?;
     for pack in &doomed {
         quarantine(&session.repository, ObjectName::Pack(pack.id), &mut report)?;
     }
@@ -91,14 +93,32 @@ pub fn repair(session: &Session, found: &CheckReport, monitor: &dyn Monitor) -> 
     Ok(report)
 }
 
-fn damaged_packs(found: &CheckReport) -> BTreeSet<PackId> {
-    named(found, "packs/").filter_map(|name| PackId::from_hex(name).ok()).collect()
+/// Lets indexes elsewhere know which packs go, and which hold what was sound in them.
+fn tell(session: &Session, doomed: &[Doomed], report: &RepairReport) -> Result<()> {
+    if doomed.is_empty() {
+        return Ok(());
+    }
+    let tombstone = Tombstone {
+        serial: tombstone::next_serial(&session.repository)?,
+        packs: doomed.iter().map(|pack| pack.id).collect(),
+        written: report.new_packs.clone(),
+        stage: Stage::Deleted,
+        ..Tombstone::default()
+    };
+    tombstone::put(&session.repository, &tombstone).map(drop)
 }
 
-/// The last parts of the paths of damaged objects below a folder.
-fn named<'a>(found: &'a CheckReport, folder: &'a str) -> impl Iterator<Item = &'a str> {
-    let objects = found.damages.iter().map(|damage| damage.object.as_str());
-    objects.filter(move |object| object.starts_with(folder)).filter_map(|object| object.rsplit('/').next())
+fn damaged_packs(found: &CheckReport) -> BTreeSet<PackId> {
+    damaged(found, PackId::from_hex, ObjectName::Pack).collect()
+}
+
+/// The names of damaged objects of one kind.
+fn damaged<Id: Copy>(
+    found: &CheckReport,
+    parse: fn(&str) -> Result<Id>,
+    name: fn(Id) -> ObjectName,
+) -> impl Iterator<Item = Id> {
+    found.damages.iter().filter_map(move |damage| store::named(&damage.object, parse, name))
 }
 
 /// Moves an object away; `false` when it is gone already.
@@ -116,8 +136,8 @@ fn quarantine(repository: &Repository, name: ObjectName, report: &mut RepairRepo
 /// version, or with another key.
 fn quarantine_records(session: &Session, found: &CheckReport, report: &mut RepairReport) -> Result<()> {
     let repository = &session.repository;
-    let snapshots = named(found, "snapshots/").filter_map(|name| SnapshotId::from_hex(name).ok());
-    let annotations = named(found, "annotations/").filter_map(|name| AnnotationId::from_hex(name).ok());
+    let snapshots = damaged(found, SnapshotId::from_hex, ObjectName::Snapshot);
+    let annotations = damaged(found, AnnotationId::from_hex, ObjectName::Annotation);
     let records = snapshots.map(|id| (ObjectName::Snapshot(id), id.0, RECORD_LEN_MAX));
     let annotations = annotations.map(|id| (ObjectName::Annotation(id), id.0, ANNOTATION_LEN_MAX));
     for (name, id, len_max) in records.chain(annotations) {
@@ -273,7 +293,7 @@ fn flush(
             if let Some(error) = checked.error.into_iter().chain(checked.frames.into_iter().map(|(_, e)| e)).next() {
                 return Err(error).context(|| "a copy cannot be read back: nothing was moved to quarantine");
             }
-            report.new_packs += 1;
+            report.new_packs.insert(id);
         }
     }
     Ok(())

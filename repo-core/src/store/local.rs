@@ -21,7 +21,7 @@ use crate::store::ObjectName;
 const BUFFER_LEN: usize = 1024 * 1024;
 
 /// The folders of a repository.
-const LAYOUT: [&str; 8] = ["keys", "packs", "snapshots", "annotations", "leases", "tombstones", "index", "tmp"];
+const LAYOUT: [&str; 6] = ["keys", "packs", "snapshots", "leases", "index", "tmp"];
 
 /// A repository's folder.
 #[derive(Debug, Clone)]

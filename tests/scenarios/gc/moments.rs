@@ -67,8 +67,9 @@ impl Monitor for Observer {
 
 /// A tombstone that cannot be read: whoever lists tombstones tells its monitor of it, which is a moment there.
 fn put_unreadable_tombstone(world: &World) {
-    let path = world.fixture.path().join("tombstones").join("ab".repeat(32));
-    std::fs::write(path, b"no tombstone").unwrap();
+    let folder = world.fixture.path().join("snapshots/tombstones");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join(format!("{:016x}-{:08x}-{}", 1, 0, "ab".repeat(32))), b"no tombstone").unwrap();
 }
 
 /// A backup in a thread, which has put its lease and looked at everything, and has not read a block yet.
@@ -233,7 +234,7 @@ fn a_tombstone_that_does_not_say_whom_it_waits_for_waits_for_all_who_are_at_work
     let packs = session.repository.store.list_packs().unwrap().into_iter().map(|pack| pack.id).collect();
     let considered = world.live.lock().unwrap().keys().copied().collect();
     let stage = Stage::Announced { considered, waits_for: None };
-    tombstone::put(&session.repository, &Tombstone { created_ms: 0, packs, stage }).unwrap();
+    tombstone::put(&session.repository, &Tombstone { serial: 1, packs, stage, ..Tombstone::default() }).unwrap();
     let report = gc(&session, &gc_options(world.now_ms()), &Silent).unwrap();
     assert_eq!((report.deleted_packs, report.waits_for.len()), (0, 1), "{report:?}");
     paused.finish();
@@ -254,7 +255,7 @@ fn a_backup_that_began_after_packs_were_condemned_relies_on_none_of_them() {
     let considered = world.live.lock().unwrap().keys().copied().collect();
     let waits_for = Some([lease.id().unwrap()].into());
     let stage = Stage::Announced { considered, waits_for };
-    tombstone::put(&session.repository, &Tombstone { created_ms: 0, packs, stage }).unwrap();
+    tombstone::put(&session.repository, &Tombstone { serial: 1, packs, stage, ..Tombstone::default() }).unwrap();
     drop(lease);
     let paused = Paused::begin(&world, "new", new_disk());
     let report = gc(&session, &gc_options(world.now_ms()), &Silent).unwrap();
@@ -273,7 +274,7 @@ fn what_was_rescued_counts_as_stored_again() {
     let packs = session.index.packs().into_iter().map(|pack| pack.id).collect();
     let considered = world.live.lock().unwrap().keys().copied().collect();
     let stage = Stage::Announced { considered, waits_for: None };
-    tombstone::put(&session.repository, &Tombstone { created_ms: 0, packs, stage }).unwrap();
+    tombstone::put(&session.repository, &Tombstone { serial: 1, packs, stage, ..Tombstone::default() }).unwrap();
     assert_eq!(gc(&session, &gc_options(world.now_ms()), &Silent).unwrap().deleted_packs, 0);
     paused.finish();
     let report = gc(&session, &gc_options(world.now_ms()), &Silent).unwrap();

@@ -9,7 +9,7 @@ use repo_core::id::SnapshotId;
 use repo_core::monitor::Silent;
 use repo_core::ops::backup::{BackupOptions, DiskInput, backup};
 use repo_core::ops::gc::gc;
-use repo_core::ops::open::{Session, rebuild_index};
+use repo_core::ops::open::{Reach, Session, rebuild_index};
 use repo_core::ops::restore::RestoreOptions;
 use repo_core::seal::Suite;
 use repo_core::units::BlockIndex;
@@ -53,7 +53,11 @@ pub(super) fn new_disk() -> ModelDisk {
 
 impl World {
     pub(super) fn new() -> Arc<Self> {
-        let mut fixture = RepoFixture::small(Suite::None);
+        Self::with(Reach::Listed)
+    }
+
+    pub(super) fn with(reach: Reach) -> Arc<Self> {
+        let mut fixture = RepoFixture { reach, ..RepoFixture::small(Suite::None) };
         let session = fixture.session();
         let mut live = BTreeMap::new();
         let mut to_forget = Vec::new();

@@ -42,8 +42,9 @@ pub(super) struct Task<'a> {
 pub(super) struct Moved {
     /// Packs whose needed entries all stand elsewhere now.
     pub(super) emptied: BTreeSet<PackId>,
-    /// Packs written, and their bytes.
-    pub(super) new_packs: u64,
+    /// Packs written.
+    pub(super) new_packs: BTreeSet<PackId>,
+    /// Their bytes.
     pub(super) new_bytes: u64,
 }
 
@@ -73,7 +74,7 @@ pub(super) fn repack(session: &Session, task: &Task<'_>, level: i32, monitor: &d
             monitor.advance(used.pack.len);
         }
         repacker.flush()?;
-        moved.new_packs += repacker.new_packs;
+        moved.new_packs.append(&mut repacker.new_packs);
         moved.new_bytes += repacker.new_bytes;
         for used in copied {
             verify(session, used)?;
@@ -90,7 +91,7 @@ struct Repacker<'a> {
     nodes: NodeHasher,
     content: Content,
     stream: PackStream,
-    new_packs: u64,
+    new_packs: BTreeSet<PackId>,
     new_bytes: u64,
 }
 
@@ -103,7 +104,7 @@ impl<'a> Repacker<'a> {
         };
         let (chunks, nodes) = (ChunkHasher::new(keys)?, NodeHasher::new(keys)?);
         let stream = PackStream::new(session, options);
-        Ok(Self { session, chunks, nodes, content, stream, new_packs: 0, new_bytes: 0 })
+        Ok(Self { session, chunks, nodes, content, stream, new_packs: BTreeSet::new(), new_bytes: 0 })
     }
 
     /// Copies what is needed of one pack and was not copied before.
@@ -124,7 +125,7 @@ impl<'a> Repacker<'a> {
 
     fn flush(&mut self) -> Result<()> {
         for pack in self.stream.flush()? {
-            self.new_packs += 1;
+            self.new_packs.insert(pack.id);
             self.new_bytes += pack.len;
         }
         Ok(())

@@ -96,7 +96,7 @@ impl WindowPlan {
     ) -> Result<Self> {
         let located: Vec<Vec<Option<Location>>> = wanted
             .par_chunks(LOOKUP_BATCH)
-            .map(|batch| content.locate(&batch.iter().map(|(id, _)| EntryId::from(*id)).collect::<Vec<_>>()))
+            .map(|batch| content.locate_stored(&batch.iter().map(|(id, _)| EntryId::from(*id)).collect::<Vec<_>>()))
             .collect::<Result<_>>()?;
         let mut placed = Vec::with_capacity(wanted.len());
         for ((id, range), location) in wanted.into_iter().zip(located.into_iter().flatten()) {

@@ -91,7 +91,7 @@ fn key(repository: &Repository, uses: &[TreeUse], keep_sets: usize) -> Result<Ke
     objects(1, store.list_snapshots()?.iter().map(|record| (record.id.0, record.len)).collect());
     objects(2, store.list_slots()?.iter().map(|slot| (slot.id.0, slot.len)).collect());
     objects(3, store.list_annotations()?.iter().map(|annotation| (annotation.id.0, annotation.len)).collect());
-    objects(4, store.list_tombstones()?.iter().map(|tombstone| (tombstone.id.0, tombstone.len)).collect());
+    objects(4, store.list_tombstones()?.iter().map(|tombstone| (tombstone.id.id.0, tombstone.len)).collect());
     hasher.update(repository.config.id.as_bytes());
     Ok(*hasher.finalize().as_bytes())
 }
