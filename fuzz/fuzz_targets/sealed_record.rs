@@ -68,7 +68,7 @@ fn read(kind: usize, object: &[u8]) -> repo_core::Result<()> {
         2 => ObjectName::Lease(LeaseId(id)),
         _ => ObjectName::Tombstone(TombstoneId(id)),
     };
-    let path = repository.store.root().join(name.path());
+    let path = repository.store.root().expect("it is a folder").join(name.path());
     std::fs::write(&path, object).expect("the folder can be written");
     let read = match kind {
         0 => snapshot::read(repository, SnapshotId(id)).map(|named| assert_eq!(named.len, object.len() as u64)),
