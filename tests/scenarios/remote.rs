@@ -78,8 +78,8 @@ fn id(imported: &Value) -> String {
 
 #[test]
 fn the_life_of_a_repository_on_s3_is_that_of_one_in_a_folder() {
-    let server = S3Server::moto("backups");
-    let remote = Machine::new(&server.address, "s3://backups/pool/one");
+    let server = S3Server::start();
+    let remote = Machine::new(&server.address, &server.place("pool/one"));
     let local = Machine::new(&server.address, tempfile::tempdir().unwrap().keep().join("r").to_str().unwrap());
     let made = json(&mut remote.cairn(&["init"]));
     assert_eq!(made["store"], serde_json::json!({ "create_only": true, "read_after_write": true }));
@@ -102,7 +102,7 @@ fn the_life_of_a_repository_on_s3_is_that_of_one_in_a_folder() {
     }
     assert_eq!(remote.snapshots(), ids);
     // Another machine, which has seen none of it.
-    let other = Machine::new(&server.address, "s3://backups/pool/one");
+    let other = Machine::new(&server.address, &server.place("pool/one"));
     assert_eq!(other.restore(&ids[0]), disk(1).to_bytes());
     assert_eq!(other.restore(&ids[1]), second.to_bytes());
 
@@ -122,8 +122,8 @@ fn the_life_of_a_repository_on_s3_is_that_of_one_in_a_folder() {
 
 #[test]
 fn several_machines_back_up_to_one_repository_at_once() {
-    let server = S3Server::moto("backups");
-    let machines: Vec<_> = (0..3).map(|_| Machine::new(&server.address, "s3://backups")).collect();
+    let server = S3Server::start();
+    let machines: Vec<_> = (0..3).map(|_| Machine::new(&server.address, &server.place(""))).collect();
     run(&mut machines[0].cairn(&["init"]));
     let running: Vec<_> = (0..)
         .zip(&machines)
@@ -143,11 +143,11 @@ fn several_machines_back_up_to_one_repository_at_once() {
 
 #[test]
 fn racing_inits_and_imports_are_safe_on_a_store_that_replaces_what_it_should_not() {
-    let server = S3Server::moto("backups");
+    let server = S3Server::start();
     let behaviour = Behaviour { ignore_create: true, ..Behaviour::default() };
     let proxy = Proxy::start(&server.address, behaviour);
     for round in 0..3 {
-        let place = format!("s3://backups/round{round}");
+        let place = server.place(&format!("round{round}"));
         let machines = [Machine::new(&proxy.address, &place), Machine::new(&proxy.address, &place)];
         let inits = [0, 1].map(|at: usize| {
             let mut init = machines[at].cairn(&["init", "--json"]);
@@ -175,9 +175,9 @@ fn racing_inits_and_imports_are_safe_on_a_store_that_replaces_what_it_should_not
 
 #[test]
 fn whatever_the_network_does_nothing_committed_is_lost_and_nothing_is_called_damaged() {
-    let server = S3Server::moto("backups");
+    let server = S3Server::start();
     let proxy = Proxy::start(&server.address, Behaviour::default());
-    let machine = Machine::new(&proxy.address, "s3://backups/x");
+    let machine = Machine::new(&proxy.address, &server.place("x"));
     run(&mut machine.cairn(&["init"]));
     let mut committed = Vec::new();
     for seed in 0..4 {
@@ -215,9 +215,9 @@ fn whatever_the_network_does_nothing_committed_is_lost_and_nothing_is_called_dam
 
 #[test]
 fn a_client_that_is_killed_at_any_request_loses_nothing_that_was_committed() {
-    let server = S3Server::moto("backups");
+    let server = S3Server::start();
     let proxy = Proxy::start(&server.address, Behaviour::default());
-    let machine = Machine::new(&proxy.address, "s3://backups/x");
+    let machine = Machine::new(&proxy.address, &server.place("x"));
     run(&mut machine.cairn(&["init"]));
     let first = id(&json(&mut machine.import(&disk(100), "vdi")));
     for seed in 0..6 {
@@ -241,13 +241,13 @@ fn a_client_that_is_killed_at_any_request_loses_nothing_that_was_committed() {
 
 #[test]
 fn what_is_wrong_with_the_place_or_the_key_is_said_plainly() {
-    let server = S3Server::moto("backups");
+    let server = S3Server::start();
     let machine = Machine::new(&server.address, "s3://nowhere/x");
     let (code, text) = fails(&mut machine.cairn(&["snapshots"]));
     assert!(code == 1 && text.contains("no such bucket"), "{text}");
     let (_, text) = fails(&mut machine.cairn(&["init"]));
     assert!(text.contains("no such bucket") && text.contains("make the bucket first"), "{text}");
-    let machine = Machine::new(&server.address, "s3://backups/x");
+    let machine = Machine::new(&server.address, &server.place("x"));
     let (code, text) = fails(&mut machine.cairn(&["snapshots"]));
     assert!(code == 1 && text.contains("is not a repository"), "{text}");
     let (_, text) = fails(machine.cairn(&["snapshots"]).env_remove("AWS_ACCESS_KEY_ID"));
@@ -260,8 +260,8 @@ fn what_is_wrong_with_the_place_or_the_key_is_said_plainly() {
 
 #[test]
 fn the_requests_of_everyday_commands_are_few() {
-    let server = S3Server::moto("backups");
-    let machine = Machine::new(&server.address, "s3://backups/x");
+    let server = S3Server::start();
+    let machine = Machine::new(&server.address, &server.place("x"));
     run(&mut machine.cairn(&["init"]));
     for number in 0..5 {
         let mut disk = disk(1);
@@ -276,12 +276,22 @@ fn the_requests_of_everyday_commands_are_few() {
     assert!(count(&imported, "requests") <= 40, "{imported}");
     // Two packs, the record, the lease.
     assert_eq!(count(&imported, "put"), 4, "{imported}");
+
+    // About 24 MiB in frames of 1 MiB: those that stand side by side come by one request.
+    let large = ModelDisk::scattered(48 << 20, 2, 9);
+    let snapshot = id(&json(&mut machine.import(&large, "large")));
+    let target = machine.path("large");
+    let arguments = ["restore", &snapshot, "--format", "raw", "--output", target.to_str().unwrap()];
+    let restored = json(&mut machine.cairn(&arguments));
+    println!("restore: {}", restored["traffic"]);
+    assert_eq!(std::fs::read(target).unwrap(), large.to_bytes());
+    assert!(count(&restored, "get") <= 18, "{restored}");
 }
 
 #[test]
 fn an_upload_that_is_held_to_a_rate_takes_its_time() {
-    let server = S3Server::moto("backups");
-    let machine = Machine::new(&server.address, "s3://backups/x");
+    let server = S3Server::start();
+    let machine = Machine::new(&server.address, &server.place("x"));
     run(&mut machine.cairn(&["init"]));
     let start = std::time::Instant::now();
     let imported = json(machine.import(&disk(1), "vdi").args(["--limit-upload", "512KiB"]));

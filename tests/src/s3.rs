@@ -1,21 +1,27 @@
-//! An S3 server for tests on a port of its own, ended with the value: moto, in the Python environment of the oracles.
+//! An S3 server for tests: moto, in the Python environment of the oracles, on a port of its own; or, with
+//! `CAIRN_TEST_S3_ENDPOINT`, one that runs already and takes the key below (`scripts/test-ceph`).
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+
+use crate::cli::run;
 
 /// The key that every server here takes.
 pub const KEY: &str = "testing-key";
 /// Its secret.
 pub const SECRET: &str = "testing-secret";
 
-/// A server.
+/// A server with an empty bucket.
 pub struct S3Server {
-    process: Child,
+    process: Option<Child>,
     /// `127.0.0.1:PORT`
     pub address: String,
+    /// The bucket.
+    pub bucket: String,
 }
 
 /// The folder of Python's oracles, as the Makefile has it.
@@ -25,11 +31,26 @@ pub fn venv() -> PathBuf {
 }
 
 impl S3Server {
-    /// Starts moto with a bucket.
+    /// Starts moto, or takes the server that the environment names, and makes a bucket.
     ///
     /// # Panics
-    /// When it is not installed, or does not start.
-    pub fn moto(bucket: &str) -> Self {
+    /// When moto is not installed, or the server does not answer.
+    pub fn start() -> Self {
+        match std::env::var("CAIRN_TEST_S3_ENDPOINT") {
+            Ok(address) => Self::running(address),
+            Err(_) => Self::moto(),
+        }
+    }
+
+    fn running(address: String) -> Self {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let bucket = format!("test-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+        let make = "import sys, boto3; boto3.client('s3', endpoint_url='http://' + sys.argv[1]).create_bucket(Bucket=sys.argv[2])";
+        run(Command::new(venv().join("bin/python")).args(["-c", make, &address, &bucket]).envs(variables(&address)));
+        Self { process: None, address, bucket }
+    }
+
+    fn moto() -> Self {
         // Port 0 is any free one; the server says which.
         let mut process = Command::new(venv().join("bin/python"))
             .args(["-u", "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"])
@@ -46,13 +67,18 @@ impl S3Server {
             .expect("moto says where it runs");
         // So that it never waits for a reader.
         std::thread::spawn(move || lines.for_each(drop));
-        let server = Self { process, address };
-        assert_eq!(server.request("PUT", &format!("/{bucket}")), 200, "the bucket is made");
+        let server = Self { process: Some(process), address, bucket: "backups".to_owned() };
+        assert_eq!(server.request("PUT", "/backups"), 200, "the bucket is made");
         server
     }
 
+    /// A place in the bucket, as `cairn` takes it.
+    pub fn place(&self, prefix: &str) -> String {
+        format!("s3://{}/{prefix}", self.bucket)
+    }
+
     /// Sends a request without a body, and gives the status. Only for servers that check no signature.
-    pub fn request(&self, method: &str, path: &str) -> u16 {
+    fn request(&self, method: &str, path: &str) -> u16 {
         let mut stream = TcpStream::connect(&self.address).expect("the server listens");
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time limit can be set");
         let authorization = format!("AWS4-HMAC-SHA256 Credential={KEY}/20260101/us-east-1/s3/aws4_request");
@@ -70,8 +96,10 @@ impl S3Server {
 impl Drop for S3Server {
     fn drop(&mut self) {
         // Nothing more can be done about one that is gone already.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        if let Some(process) = &mut self.process {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Reading packs: the directory first, then frames by range.
 
+use std::ops::RangeInclusive;
+
 use crate::config::Config;
 use crate::error::{Error, Result, ResultExt};
 use crate::id::PackId;
@@ -110,6 +112,24 @@ impl PackReader {
             .get_range(ObjectName::Pack(self.id), range)
             .context(|| format!("pack {}, frame {position}", self.id.short()))?;
         self.open_frame(position, sealed)
+    }
+
+    /// Reads frames that stand side by side by one request, and opens each.
+    ///
+    /// # Errors
+    /// `Corrupt` when there is one that is not there; `NotFound`, `Unavailable`. In its place what is wrong with a frame.
+    pub fn read_frames(&self, store: &Store, positions: RangeInclusive<u32>) -> Result<Vec<Result<Vec<u8>>>> {
+        let (first, last) = (self.frame(*positions.start())?, self.frame(*positions.end())?);
+        let range = first.offset..last.offset + u64::from(last.record.sealed_len);
+        let sealed =
+            store.get_range(ObjectName::Pack(self.id), range).context(|| format!("pack {}", self.id.short()))?;
+        let mut rest = &sealed[..];
+        let open = |position| {
+            let len = self.frame(position)?.record.sealed_len as usize;
+            let one = rest.split_off(..len).ok_or_else(|| Error::internal("frames do not stand side by side"))?;
+            self.open_frame(position, one.to_vec())
+        };
+        Ok(positions.map(open).collect())
     }
 
     /// Opens and decompresses the frame at a position from its sealed bytes.

@@ -35,14 +35,13 @@ pub(super) fn failure(doing: Doing, what: &str, error: object_store::Error) -> E
         (_, Cause::Unreachable) => {
             (ErrorKind::Unavailable, format!("cannot {} {what}: the object store cannot be reached", doing.verb()))
         }
-        (Doing::Reading | Doing::Listing, Cause::Other) => {
-            (ErrorKind::Unavailable, format!("cannot {} {what}", doing.verb()))
-        }
-        (Doing::Storing | Doing::Deleting, Cause::Other) => {
-            (ErrorKind::Unavailable, format!("cannot {} {what}", doing.verb()))
-        }
+        (_, Cause::Other) => (ErrorKind::Unavailable, format!("cannot {} {what}", doing.verb())),
     };
-    Error::with_source(kind, text, error)
+    match cause {
+        // The text says all that there is; the store's own is a page of XML.
+        Cause::NoBucket | Cause::WrongKey | Cause::WrongClock => Error::new(kind, text),
+        _ => Error::with_source(kind, text, error),
+    }
 }
 
 impl Doing {
