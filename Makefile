@@ -16,11 +16,12 @@ endif
 
 CARGO_FLAGS = --release --workspace --locked
 
-.PHONY: help demo test round-trip build deps oracles fmt lint doc bench fuzz
+.PHONY: help demo test test-ceph round-trip build deps oracles fmt lint doc bench fuzz
 
 help:
 	@echo 'make demo    install, build, back up and restore a real disk image, and print what happened'
 	@echo 'make test    install, build, run all tests'
+	@echo 'make test-ceph     the scenarios on S3 against a Ceph RGW (needs ceph-mon ceph-osd radosgw)'
 	@echo 'make round-trip IMAGES="DAY1 DAY2..."    raw images of one disk: delta by delta in, and out in every form'
 	@echo 'make lint    formatting, clippy and documentation, as CI runs them'
 	@echo 'make bench   stage benchmarks'
@@ -41,6 +42,9 @@ demo: build
 test: build oracles
 	cargo test $(CARGO_FLAGS) --all-targets
 	cargo test $(CARGO_FLAGS) --doc
+
+test-ceph: build oracles
+	@scripts/test-ceph
 
 round-trip: build
 	@scripts/round-trip $(ROUND_TRIP_FLAGS) $(IMAGES)

@@ -72,7 +72,7 @@ fn read(kind: usize, object: &[u8]) -> repo_core::Result<()> {
         2 => ObjectName::Lease(LeaseId(id)),
         _ => ObjectName::Tombstone(tombstone_name(id)),
     };
-    let path = repository.store.root().join(name.path());
+    let path = repository.store.root().expect("it is a folder").join(name.path());
     std::fs::create_dir_all(path.parent().expect("an object is in a folder")).expect("the folder can be written");
     std::fs::write(&path, object).expect("the folder can be written");
     let read = match kind {

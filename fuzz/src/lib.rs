@@ -47,6 +47,7 @@ pub fn config() -> Config {
         chunk: Default::default(),
         frame_len: 1 << 20,
         pack_len: 1 << 25,
+        store: None,
     }
 }
 

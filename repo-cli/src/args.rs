@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use clap::{Args, Parser};
 
 use crate::command::Command;
+use crate::size;
 
 /// Deduplicating, encrypted backups of XenServer and XCP-ng virtual disks.
 ///
-/// A repository is a folder made by `cairn init`. `cairn import` stores a disk as a snapshot, `cairn restore` gives it
+/// A repository is a folder or a place in an object store, made by `cairn init`. `cairn import` stores a disk as a snapshot, `cairn restore` gives it
 /// back bit for bit, as VHD or raw.
 #[derive(Debug, Parser)]
 #[command(name = "cairn", version, arg_required_else_help = true, after_help = EXIT_CODES)]
@@ -23,7 +24,8 @@ const EXIT_CODES: &str = "\
 Environment:
   CAIRN_REPO            the repository, when --repo is not given
   CAIRN_PASSPHRASE      the passphrase, when --passphrase-file is not given
-  XDG_CACHE_HOME        where the index of a read-only repository is kept (default ~/.cache)
+  XDG_CACHE_HOME        where the index of a read-only or remote repository is kept (default ~/.cache)
+  AWS_..., AZURE_..., GOOGLE_...   how an object store is reached: keys, region, endpoint, profile
   TZ                    the time zone of times without one
 
 Exit codes:
@@ -32,12 +34,21 @@ Exit codes:
 /// Options of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Globals {
-    /// The repository
-    #[arg(long, global = true, env = "CAIRN_REPO", value_name = "PATH", help_heading = "Global options")]
+    /// The repository: a folder, or s3://BUCKET/PREFIX, az://CONTAINER/PREFIX, gs://BUCKET/PREFIX
+    #[arg(long, global = true, env = "CAIRN_REPO", value_name = "PLACE", help_heading = "Global options")]
     pub(crate) repo: Option<PathBuf>,
     /// Read the passphrase from a file; one newline at its end is not part of it
     #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
     pub(crate) passphrase_file: Option<PathBuf>,
+    /// Send at most so many bytes a second to an object store, such as 5MiB
+    #[arg(long, global = true, value_name = "RATE", value_parser = size::parse, help_heading = "Global options")]
+    pub(crate) limit_upload: Option<u64>,
+    /// Receive at most so many bytes a second from an object store
+    #[arg(long, global = true, value_name = "RATE", value_parser = size::parse, help_heading = "Global options")]
+    pub(crate) limit_download: Option<u64>,
+    /// Try a request to an object store again for so long while the store does not answer
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60, help_heading = "Global options")]
+    pub(crate) retry_for: u32,
     /// Print the result as JSON, and warnings and errors as one JSON object a line
     #[arg(long, global = true, help_heading = "Global options")]
     pub(crate) json: bool,

@@ -5,12 +5,17 @@ use std::io;
 
 use repo_core::{Error, ErrorKind};
 
+use crate::cloud;
+
 /// What the user can do about an error.
 pub(crate) fn of(error: &Error) -> Option<String> {
     let hint = match error.kind() {
         ErrorKind::Locked => "other cairn processes are at work here: wait for one to end, and try again",
         ErrorKind::Corrupt => "`cairn check` names what is damaged and which snapshots it hits",
-        ErrorKind::Unavailable | ErrorKind::Io => return os_error(error).and_then(of_os_error).map(str::to_owned),
+        ErrorKind::Unavailable | ErrorKind::Io => {
+            let of_store = || cloud::hint(&error.chain());
+            return os_error(error).and_then(of_os_error).or_else(of_store).map(str::to_owned);
+        }
         ErrorKind::NotFound
         | ErrorKind::AlreadyExists
         | ErrorKind::Invalid

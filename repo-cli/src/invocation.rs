@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::{Timestamp, Zoned};
 use repo_core::annotation::{self, Annotations};
 use repo_core::entropy::Entropy;
 use repo_core::error::{Error, ErrorKind, ResultExt};
 use repo_core::id::SnapshotId;
+use repo_core::index::Index;
 use repo_core::index::sync::SyncStats;
 use repo_core::keys::slot::{Argon2Cost, Unlock};
 use repo_core::monitor::Monitor;
@@ -15,15 +17,18 @@ use repo_core::ops::open::{self, Access, Session, Working};
 use repo_core::repository::Repository;
 use repo_core::seal::Suite;
 use repo_core::snapshot::{self, NamedSnapshot};
-use repo_core::store::Store;
+use repo_core::store::{Catalog, Store};
+use repo_core::traffic::{Traffic, TrafficLimits, TrafficReport};
 use serde::Serialize;
 
 use crate::args::Globals;
+use crate::cloud::{self, CloudRepo, Network};
 use crate::exit::Exit;
 use crate::failure::{Failure, Result, chain};
 use crate::output;
 use crate::passphrase::{Passphrase, Source};
 use crate::terminal::Terminal;
+use crate::traffic;
 
 /// One run of the program.
 pub(crate) struct Invocation {
@@ -31,14 +36,42 @@ pub(crate) struct Invocation {
     pub(crate) terminal: Terminal,
     /// The time at the start, in the local zone.
     pub(crate) now: Zoned,
+    /// Requests and bytes of object stores.
+    pub(crate) network: Network,
     globals: Globals,
+}
+
+/// Where a repository is.
+#[derive(Debug)]
+pub(crate) enum Place<'a> {
+    /// In a folder.
+    Folder(&'a Path),
+    /// In an object store.
+    Cloud(CloudRepo),
+}
+
+impl std::fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Folder(path) => path.display().fmt(f),
+            Self::Cloud(cloud) => f.write_str(&cloud.url),
+        }
+    }
 }
 
 impl Invocation {
     /// Reads the clock once, for the whole run.
     pub(crate) fn new(globals: Globals) -> Self {
         let now = Timestamp::now().to_zoned(jiff::tz::TimeZone::system());
-        Self { terminal: Terminal::new(globals.json, globals.quiet), now, globals }
+        let limits = TrafficLimits {
+            upload: globals.limit_upload,
+            download: globals.limit_download,
+            ..TrafficLimits::default()
+        };
+        let terminal = Terminal::new(globals.json, globals.quiet);
+        let retry_for = Duration::from_secs(u64::from(globals.retry_for));
+        let network = Network { traffic: Arc::new(Traffic::new(limits)), retry_for };
+        Self { terminal, now, network, globals }
     }
 
     /// The time at the start, in milliseconds since the Unix epoch.
@@ -46,20 +79,21 @@ impl Invocation {
         self.now.timestamp().as_millisecond()
     }
 
-    /// The folder of the repository.
+    /// The place of the repository.
     ///
     /// # Errors
-    /// Wrong usage when none is named, or a place that is no folder.
-    pub(crate) fn repo(&self) -> Result<&Path> {
+    /// Wrong usage when none is named, or a URL that is none of an object store.
+    pub(crate) fn place(&self) -> Result<Place<'_>> {
         let named = self.globals.repo.as_deref();
         let path = named.ok_or_else(|| {
-            Failure::usage("no repository is named").hint("give --repo PATH, or set CAIRN_REPO for all commands")
+            Failure::usage("no repository is named").hint("give --repo PLACE, or set CAIRN_REPO for all commands")
         })?;
-        if path.to_str().is_some_and(|text| text.contains("://")) {
-            let text = format!("{} is not a path: this version keeps repositories in folders only", path.display());
-            return Err(Failure::usage(text));
+        let Some(text) = path.to_str().filter(|text| text.contains("://")) else { return Ok(Place::Folder(path)) };
+        match CloudRepo::parse(text)? {
+            Some(cloud) => Ok(Place::Cloud(cloud)),
+            None => Err(Failure::usage(format!("{text} is neither a path nor the URL of an object store"))
+                .hint("s3://BUCKET/PREFIX, az://CONTAINER/PREFIX and gs://BUCKET/PREFIX are")),
         }
-        Ok(path)
     }
 
     /// Where the repository's passphrase comes from.
@@ -72,15 +106,18 @@ impl Invocation {
     /// # Errors
     /// Those of the core, with the next step.
     pub(crate) fn open_repository(&self) -> Result<Repository> {
-        let path = self.repo()?;
-        let store = Store::open_local(path).map_err(|error| cannot_open(path, error))?;
-        let suite = Repository::suite_of(&store).map_err(|error| cannot_open(path, error))?;
+        let place = self.place()?;
+        let store = match &place {
+            Place::Folder(path) => Store::open_local(path).map_err(|error| cannot_open(&place, error))?,
+            Place::Cloud(cloud) => cloud.open(&self.network)?,
+        };
+        let suite = Repository::suite_of(&store).map_err(|error| cannot_open(&place, error))?;
         let passphrase = self.passphrase_for(suite)?;
         let unlock = match &passphrase {
             Some(text) => Unlock::Passphrase { text, cost: Argon2Cost::default() },
             None => Unlock::Open,
         };
-        Repository::open(store, &unlock, Entropy::system()).map_err(|error| cannot_open(path, error))
+        Repository::open(store, &unlock, Entropy::system()).map_err(|error| cannot_open(&place, error))
     }
 
     fn passphrase_for(&self, suite: Suite) -> Result<Option<Passphrase>> {
@@ -89,10 +126,8 @@ impl Invocation {
             Suite::Aes256Gcm => source.existing().map(Some),
             // Whoever gives a passphrase expects encryption: somebody may have put another repository in its place.
             Suite::None if source.is_given() => {
-                let text = format!(
-                    "cannot open repository {}: it is not encrypted, but a passphrase is given",
-                    self.repo()?.display()
-                );
+                let text =
+                    format!("cannot open repository {}: it is not encrypted, but a passphrase is given", self.place()?);
                 Err(Failure::new(ErrorKind::Invalid, text).hint(
                     "if it should be encrypted, do not trust it; otherwise unset CAIRN_PASSPHRASE and leave out \
                      --passphrase-file",
@@ -115,10 +150,12 @@ impl Invocation {
 
     /// The folder where the index of a repository is kept; none where nothing can be written.
     pub(crate) fn index_folder(&self, repository: &Repository) -> Option<PathBuf> {
-        let own = repository.store.root().join("index");
+        let in_cache = || Some(cache_folder()?.join(repository.config.id.to_hex()));
+        let Some(root) = repository.store.root() else { return in_cache() };
+        let own = root.join("index");
         let writable =
             std::fs::create_dir_all(&own).is_ok() && rustix::fs::access(&own, rustix::fs::Access::WRITE_OK).is_ok();
-        if writable { Some(own) } else { Some(cache_folder()?.join(repository.config.id.to_hex())) }
+        if writable { Some(own) } else { in_cache() }
     }
 
     /// Opens the repository with an index that was made anew. From here on, Ctrl-C stops cleanly.
@@ -142,7 +179,35 @@ impl Invocation {
     /// # Errors
     /// Those of the core.
     pub(crate) fn snapshots(&self, repository: &Repository) -> Result<Listed> {
-        let (snapshots, errors) = snapshot::read_all(repository).context(|| "cannot list the snapshots")?;
+        let catalog = repository.store.catalog().context(|| "cannot list the snapshots")?;
+        self.listed_records(repository, &catalog)
+    }
+
+    /// All snapshots, and what was said of them after they were made, by one listing.
+    ///
+    /// # Errors
+    /// Those of the core.
+    pub(crate) fn remarked_snapshots(&self, repository: &Repository) -> Result<(Listed, Annotations)> {
+        let catalog = repository.store.catalog().context(|| "cannot list the snapshots")?;
+        let mut listed = self.listed_records(repository, &catalog)?;
+        let read = annotation::read_listed(repository, catalog.annotations);
+        let (annotations, errors) = read.context(|| "cannot list the annotations")?;
+        self.count(errors.iter().map(|(_, error)| error), &mut listed);
+        Ok((listed, annotations))
+    }
+
+    /// Reads records: through the index where each one would be a request.
+    fn listed_records(&self, repository: &Repository, catalog: &Catalog) -> Result<Listed> {
+        let index = match repository.store.root() {
+            Some(_) => None,
+            // Where no index can be kept, or all are in use, the records are read all the same.
+            None => self.index_folder(repository).and_then(|folder| Index::open(&folder, repository.config.id).ok()),
+        };
+        let (snapshots, errors) = match index {
+            Some((index, _)) => snapshot::read_listed_with(repository, &index, &catalog.snapshots)
+                .context(|| "cannot list the snapshots")?,
+            None => snapshot::read_listed(repository, &catalog.snapshots),
+        };
         Ok(self.listed(snapshots, &errors))
     }
 
@@ -156,16 +221,6 @@ impl Invocation {
         let (snapshots, errors) = working.snapshots();
         let listed = self.listed(snapshots.clone(), errors);
         Ok((working, listed))
-    }
-
-    /// What was said of snapshots after they were made. Annotations that cannot be read are told, and counted in `listed`.
-    ///
-    /// # Errors
-    /// Those of the core.
-    pub(crate) fn annotations(&self, repository: &Repository, listed: &mut Listed) -> Result<Annotations> {
-        let (annotations, errors) = annotation::read_all(repository).context(|| "cannot list the annotations")?;
-        self.count(errors.iter().map(|(_, error)| error), listed);
-        Ok(annotations)
     }
 
     fn count<'a>(&self, errors: impl Iterator<Item = &'a Error>, listed: &mut Listed) {
@@ -191,12 +246,17 @@ impl Invocation {
         listed
     }
 
+    /// What went over the network so far; none where there is none.
+    fn traffic_report(&self) -> Option<TrafficReport> {
+        Some(self.network.traffic.report()).filter(|report| report.requests() > 0)
+    }
+
     /// Prints a list or a report that was asked for.
     ///
     /// # Errors
     /// `Io` when stdout cannot be written.
     pub(crate) fn print(&self, json: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
-        self.print_to(Place::Stdout, Importance::Finding, json, text)
+        self.print_to(Channel::Stdout, Importance::Finding, json, text)
     }
 
     /// Prints the summary of what was done.
@@ -204,7 +264,7 @@ impl Invocation {
     /// # Errors
     /// `Io` when stdout cannot be written.
     pub(crate) fn print_summary(&self, json: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
-        self.print_to(Place::Stdout, Importance::Summary, json, text)
+        self.print_to(Channel::Stdout, Importance::Summary, json, text)
     }
 
     /// Prints a result.
@@ -213,7 +273,7 @@ impl Invocation {
     /// `Io` when it cannot be written.
     pub(crate) fn print_to(
         &self,
-        place: Place,
+        channel: Channel,
         importance: Importance,
         json: &impl Serialize,
         text: impl FnOnce() -> String,
@@ -222,10 +282,23 @@ impl Invocation {
         if self.globals.quiet && !self.globals.json && importance == Importance::Summary {
             return Ok(());
         }
-        let text = if self.globals.json { output::json(json) } else { text() };
-        match place {
-            Place::Stdout => output::write(std::io::stdout().lock(), text.as_bytes()),
-            Place::Stderr => output::write(std::io::stderr().lock(), text.as_bytes()),
+        let text = match (self.globals.json, self.traffic_report()) {
+            (true, None) => output::json(json),
+            (false, None) => text(),
+            (true, Some(report)) => traffic::with_json(json, &report, &self.terminal),
+            (false, Some(report)) if importance == Importance::Summary => {
+                format!("{}  {}\n", text(), traffic::line(&report))
+            }
+            (false, Some(report)) => {
+                if !self.globals.quiet {
+                    self.terminal.tell(&traffic::line(&report));
+                }
+                text()
+            }
+        };
+        match channel {
+            Channel::Stdout => output::write(std::io::stdout().lock(), text.as_bytes()),
+            Channel::Stderr => output::write(std::io::stderr().lock(), text.as_bytes()),
         }
     }
 }
@@ -259,7 +332,7 @@ impl Listed {
 
 /// Where a result goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Channel {
     /// Where results go.
     Stdout,
     /// Aside, because stdout carries a disk.
@@ -275,17 +348,21 @@ pub(crate) enum Importance {
     Finding,
 }
 
-fn cannot_open(path: &Path, error: Error) -> Failure {
+fn cannot_open(place: &Place<'_>, error: Error) -> Failure {
     let kind = error.kind();
-    let shown = path.display();
-    let outer = format!("cannot open repository {shown}");
+    let outer = format!("cannot open repository {place}");
+    let hint = match place {
+        Place::Folder(_) => None,
+        Place::Cloud(_) => cloud::hint(&error.to_string()),
+    };
     let failure = match kind {
-        // What misses and why is one thing here: the folder has no config.
+        // What misses and why is one thing here: the place has no config.
         ErrorKind::NotFound => Failure::new(kind, format!("{outer}: {error}")),
         _ => Failure::from(error.context(outer)),
     };
     match kind {
-        ErrorKind::NotFound => failure.hint(format!("check the path; `cairn init --repo {shown}` makes a new one")),
+        _ if hint.is_some() => failure.hint(hint.unwrap_or_default()),
+        ErrorKind::NotFound => failure.hint(format!("check the path; `cairn init --repo {place}` makes a new one")),
         ErrorKind::Unauthenticated => failure.hint("try another passphrase; any of the repository's keys will do"),
         ErrorKind::Unsupported => failure.hint("a newer version of cairn wrote this: open it with that one"),
         ErrorKind::Corrupt => {

@@ -3,6 +3,7 @@
 //! Everything that prints, prompts, reads the clock or the environment is in this crate; the core does none of it.
 
 mod args;
+mod cloud;
 mod command;
 mod exit;
 mod failure;
@@ -13,7 +14,9 @@ mod output;
 mod output_file;
 mod passphrase;
 mod select;
+mod size;
 mod terminal;
+mod traffic;
 mod when;
 
 use std::process::ExitCode;

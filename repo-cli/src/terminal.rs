@@ -80,6 +80,11 @@ impl Terminal {
         self.state().damage_in_result = true;
     }
 
+    /// Says something beside the result.
+    pub(crate) fn tell(&self, line: &str) {
+        self.say(&format!("{line}\n"));
+    }
+
     /// Ends a bar that an error left standing, and tells the error.
     pub(crate) fn fail(&self, failure: &Failure) {
         self.clear();

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::id::{AnnotationId, SnapshotId};
+use crate::lease::{REMARKS, Turn};
 use crate::object::ObjectKind;
 use crate::record::RecordKind;
 use crate::remarks::Remarks;
@@ -203,8 +204,8 @@ pub fn annotate(
     now_ms: i64,
     change: impl FnOnce(&mut Remarks),
 ) -> Result<Remarks> {
-    // Writers on one machine take turns; those on others merge.
-    let _lock = repository.store.lock_snapshots()?;
+    // Writers take turns; where locks do not reach they merge.
+    let turn = Turn::at_snapshots(repository, REMARKS)?;
     let (annotations, errors) = read_all(repository)?;
     if let Some((_, error)) = errors.into_iter().next() {
         return Err(error.context("an annotation cannot be read, and may be of this snapshot"));
@@ -222,6 +223,7 @@ pub fn annotate(
     let time_ms = latest_ms.map_or(now_ms, |latest| now_ms.max(latest.saturating_add(1)));
     let annotation = Annotation { snapshot: named.id, time_ms, remarks, replaces };
     let (id, object) = KIND.seal(repository, annotation.encode())?;
+    turn.check()?;
     repository.store.put_new(ObjectName::Annotation(AnnotationId(id)), &object)?;
     let replaced: Vec<_> = annotation.replaces.iter().map(|id| ObjectName::Annotation(*id)).collect();
     repository.store.delete_all(&replaced)?;

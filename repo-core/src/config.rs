@@ -31,6 +31,20 @@ pub struct Config {
     pub frame_len: u32,
     /// Length a pack is closed at, in bytes.
     pub pack_len: u32,
+    /// What the object store was found to do when the repository was made in it; none for a folder.
+    pub store: Option<StoreFindings>,
+}
+
+/// What an object store was found to do. For people: nothing rests on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct StoreFindings {
+    /// A put that must not replace is refused when the name is taken, also when several race.
+    #[n(0)]
+    pub create_only: bool,
+    /// What was stored or deleted shows at once, also in listings.
+    #[n(1)]
+    pub read_after_write: bool,
 }
 
 #[derive(Encode, Decode)]
@@ -50,6 +64,8 @@ struct Body {
     frame_len: u32,
     #[n(6)]
     pack_len: u32,
+    #[n(7)]
+    store: Option<StoreFindings>,
 }
 
 impl Config {
@@ -66,6 +82,7 @@ impl Config {
             pages_max: self.chunk.pages_max,
             frame_len: self.frame_len,
             pack_len: self.pack_len,
+            store: self.store,
         })
         .expect("writing CBOR into memory cannot fail");
         let mut bytes = ObjectHeader::new(ObjectKind::Config).as_bytes().to_vec();
@@ -101,6 +118,7 @@ impl Config {
             chunk: ChunkParams { cut_bits: body.cut_bits, pages_max: body.pages_max },
             frame_len: body.frame_len,
             pack_len: body.pack_len,
+            store: body.store,
         };
         config.check()?;
         Ok(config)
@@ -153,6 +171,7 @@ mod tests {
             chunk: ChunkParams::default(),
             frame_len: 1 << 20,
             pack_len: 1 << 25,
+            store: Some(StoreFindings { create_only: true, read_after_write: false }),
         };
         (config, RoleKeys::from_master(&Zeroizing::new([5; 32])))
     }

@@ -2,6 +2,7 @@
 
 mod prefetch;
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -109,6 +110,17 @@ impl ContentReader {
     pub fn read_frame(&self, pack: PackNumber, frame: u16) -> Result<Vec<u8>> {
         self.decoded.fetch_add(1, Ordering::Relaxed);
         self.pack(pack)?.read_frame(&self.repository.store, u32::from(frame))
+    }
+
+    /// Decoded frames that stand side by side in a pack, read by one request and not kept in memory.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unavailable`, `Corrupt` when they cannot be read together; in their places those of single frames, as
+    /// [`read_frame`](Self::read_frame).
+    pub fn read_frames(&self, pack: PackNumber, frames: RangeInclusive<u16>) -> Result<Vec<Result<Vec<u8>>>> {
+        self.decoded.fetch_add(frames.len() as u64, Ordering::Relaxed);
+        let frames = u32::from(*frames.start())..=u32::from(*frames.end());
+        self.pack(pack)?.read_frames(&self.repository.store, frames)
     }
 
     /// A decoded frame, kept in memory for a while.

@@ -8,6 +8,7 @@
 //! seal, keys  authenticated sealing, the key hierarchy and its roles
 //! chunk       a block cut into chunks and named
 //! frame       chunks compressed together
+//! traffic     requests and bytes, counted and limited
 //! object, config, store   what every object begins with, the configuration, objects by name
 //! pack        frames sealed into an immutable object with a directory
 //! repository  store, configuration and keys, opened
@@ -52,6 +53,7 @@ pub mod snapshot;
 mod spill;
 pub mod store;
 pub mod tombstone;
+pub mod traffic;
 pub mod units;
 
 pub use error::{Error, ErrorKind, Result};

@@ -25,6 +25,8 @@ pub enum ObjectKind {
     Snapshot,
     /// A lease.
     Lease,
+    /// A revocation.
+    Revocation,
     /// A tombstone.
     Tombstone,
     /// An annotation of a snapshot.
@@ -39,6 +41,7 @@ impl ObjectKind {
             Self::Pack => b'p',
             Self::Snapshot => b's',
             Self::Lease => b'l',
+            Self::Revocation => b'r',
             Self::Tombstone => b't',
             Self::Annotation => b'a',
         }

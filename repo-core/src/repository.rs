@@ -3,7 +3,7 @@
 use zeroize::Zeroizing;
 
 use crate::chunk::ChunkParams;
-use crate::config::{CONFIG_LEN_MAX, Config};
+use crate::config::{CONFIG_LEN_MAX, Config, StoreFindings};
 use crate::entropy::Entropy;
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::id::{RepositoryId, SlotId};
@@ -23,6 +23,8 @@ pub struct InitOptions {
     pub frame_len: u32,
     /// Length a pack is closed at, in bytes.
     pub pack_len: u32,
+    /// What the object store was found to do, by [`Store::probe`].
+    pub store: Option<StoreFindings>,
     /// The time now, in milliseconds since the Unix epoch.
     pub now_ms: i64,
 }
@@ -30,7 +32,14 @@ pub struct InitOptions {
 impl InitOptions {
     /// The choices of a plain `init` at a time.
     pub fn new(suite: Suite, now_ms: i64) -> Self {
-        Self { suite, chunk: ChunkParams::default(), frame_len: 1024 * 1024, pack_len: 32 * 1024 * 1024, now_ms }
+        Self {
+            suite,
+            chunk: ChunkParams::default(),
+            frame_len: 1024 * 1024,
+            pack_len: 32 * 1024 * 1024,
+            store: None,
+            now_ms,
+        }
     }
 }
 
@@ -67,6 +76,7 @@ impl Repository {
             chunk: options.chunk,
             frame_len: options.frame_len,
             pack_len: options.pack_len,
+            store: options.store,
         };
         let master: Key = Zeroizing::new(entropy.bytes()?);
         let keys = RoleKeys::from_master(&master);
@@ -74,6 +84,7 @@ impl Repository {
         Config::decode(&bytes).map_err(|error| Error::with_source(ErrorKind::Invalid, "cannot create that", error))?;
         let repository = Self { store, config, keys, entropy, master: Some(master) };
         let slot = repository.add_slot(unlock, label, options.now_ms)?;
+        repository.refuse_other_slots(slot)?;
         // Last: a folder without it is no repository yet.
         if let Err(error) = repository.store.put_new(ObjectName::Config, &bytes) {
             // So that the next try finds an empty folder; that this fails too adds nothing to the error.
@@ -81,6 +92,23 @@ impl Repository {
             return Err(error);
         }
         Ok(repository)
+    }
+
+    /// Fails when the place that is to become a repository has another key slot than this one. Of two that are made in one
+    /// place at once at least one finds the other's: each stores its slot first, and then looks.
+    fn refuse_other_slots(&self, own: SlotId) -> Result<()> {
+        let slots = self.store.list_slots()?;
+        let others = slots.iter().filter(|listed| listed.id != own).count();
+        if others == 0 && !slots.is_empty() {
+            return Ok(());
+        }
+        // So that the next try finds an empty place; that this fails too adds nothing to the error.
+        let _ = self.store.delete(ObjectName::Slot(own));
+        let text = match others {
+            0 => "the store does not list the key slot that was just stored: its listings are stale".to_owned(),
+            _ => format!("another init is at work in {}, or was interrupted there", self.store.location()),
+        };
+        Err(Error::new(if others == 0 { ErrorKind::Unavailable } else { ErrorKind::AlreadyExists }, text))
     }
 
     /// Opens a repository with what unlocks one of its key slots.
@@ -158,9 +186,7 @@ impl Repository {
 
 fn config_bytes(store: &Store) -> Result<Vec<u8>> {
     store.get(ObjectName::Config, CONFIG_LEN_MAX).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => {
-            error.context(format!("{} is not a repository: it has no config", store.root().display()))
-        }
+        ErrorKind::NotFound => error.context(format!("{} is not a repository: it has no config", store.location())),
         _ => error,
     })
 }

@@ -1,96 +1,48 @@
 //! Objects by name: where a repository's bytes live.
 //!
 //! Reading goes through `object_store`, so that every back end looks alike; writing to a local folder goes through
-//! our own durable path ([`local`]), because what is acknowledged must survive a power cut. The store knows names and
-//! bytes, never keys. Calls block: they are made from CPU threads, and the waiting is done on a small runtime inside.
+//! our own durable path ([`local`]), because what is acknowledged must survive a power cut; writing to an object store is
+//! one request an object ([`remote`]). The store knows names and bytes, never keys. Calls block: they are made from CPU threads, and the waiting is done on a small runtime inside.
 //!
 //! "Does not answer" (`Unavailable`, `Io`) is kept apart from "is not there" (`NotFound`) and "is too short"
 //! (`Corrupt`): only the last two are damage.
 
+pub mod cloud;
+mod failure;
+mod http;
+mod listing;
 pub mod local;
+mod name;
+mod probe;
+pub mod remote;
 
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use futures::TryStreamExt;
 use object_store::path::Path as ObjectPath;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
 
 use crate::error::{Error, ErrorKind, Result, ResultExt};
-use crate::id::{AnnotationId, LeaseId, PackId, SlotId, SnapshotId, TombstoneName};
-use local::{LocalDir, NewObject};
+use failure::{Doing, failure};
+pub(crate) use listing::named;
+pub use listing::{Catalog, Listed};
+use local::{LocalDir, LocalObject};
+pub use name::ObjectName;
+use remote::{LeaseTerms, Remote, RemoteObject, RemoteOptions};
 
-/// An object's name (docs/format.md §1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ObjectName {
-    /// The configuration.
-    Config,
-    /// A key slot.
-    Slot(SlotId),
-    /// A pack.
-    Pack(PackId),
-    /// A snapshot record.
-    Snapshot(SnapshotId),
-    /// A lease.
-    Lease(LeaseId),
-    /// A tombstone.
-    Tombstone(TombstoneName),
-    /// An annotation of a snapshot.
-    Annotation(AnnotationId),
-}
-
-impl ObjectName {
-    /// The path below the repository's root, with forward slashes.
-    pub fn path(&self) -> String {
-        match self {
-            Self::Config => "config".to_owned(),
-            Self::Slot(id) => format!("keys/{id}"),
-            Self::Pack(id) => {
-                let hex = id.to_hex();
-                format!("packs/{}/{hex}", &hex[..2])
-            }
-            Self::Snapshot(id) => format!("snapshots/{id}"),
-            Self::Lease(id) => format!("leases/{id}"),
-            Self::Tombstone(id) => format!("snapshots/tombstones/{id}"),
-            Self::Annotation(id) => format!("snapshots/annotations/{id}"),
-        }
-    }
-}
-
-impl std::fmt::Display for ObjectName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.path())
-    }
-}
-
-/// An object that is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Listed<Id> {
-    /// Its name.
-    pub id: Id,
-    /// Its length in bytes.
-    pub len: u64,
-    /// When it was stored, by the store's clock, in milliseconds since the Unix epoch. Never decides what is safe.
-    pub stored_ms: i64,
-}
-
-/// The small objects that say what a repository holds. They share a folder, so that one listing finds all of them.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Catalog {
-    /// Snapshot records, ascending.
-    pub snapshots: Vec<SnapshotId>,
-    /// Annotations, ascending.
-    pub annotations: Vec<AnnotationId>,
-    /// Tombstones, ascending.
-    pub tombstones: Vec<TombstoneName>,
-}
-
-/// A place that keeps objects.
+/// A place that keeps objects. Copies are the same store.
+#[derive(Clone)]
 pub struct Store {
     objects: Arc<dyn ObjectStore>,
-    runtime: tokio::runtime::Runtime,
-    local: LocalDir,
+    runtime: Arc<tokio::runtime::Runtime>,
+    place: Place,
+}
+
+#[derive(Clone)]
+enum Place {
+    Local(LocalDir),
+    Remote(Remote),
 }
 
 impl Store {
@@ -104,12 +56,8 @@ impl Store {
         }
         let objects = object_store::local::LocalFileSystem::new_with_prefix(root)
             .map_err(|error| Error::with_source(ErrorKind::Io, format!("cannot open {}", root.display()), error))?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .context(|| "cannot start the store's runtime")?;
-        Ok(Self { objects: Arc::new(objects), runtime, local: LocalDir::new(root) })
+        let place = Place::Local(LocalDir::new(root));
+        Ok(Self { objects: Arc::new(objects), runtime: Arc::new(start_runtime()?), place })
     }
 
     /// Makes the folders of a new repository and opens the store.
@@ -121,9 +69,51 @@ impl Store {
         Self::open_local(root)
     }
 
-    /// The local folder.
-    pub fn root(&self) -> &Path {
-        self.local.root()
+    /// Uses an object store. `objects` holds nothing else below it; `location` is what people call the place.
+    ///
+    /// # Errors
+    /// `Io` when no thread can be started. Nothing is asked of the store yet.
+    pub fn open_remote(objects: Arc<dyn ObjectStore>, location: String, options: RemoteOptions) -> Result<Self> {
+        let runtime = Arc::new(start_runtime()?);
+        let handle = runtime.handle().clone();
+        let place = Place::Remote(Remote { objects: objects.clone(), runtime: handle, location, options });
+        Ok(Self { objects, runtime, place })
+    }
+
+    /// As [`open_remote`](Self::open_remote), for a new repository.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when the place holds anything already; `Unavailable`, `Io`.
+    pub fn create_remote(objects: Arc<dyn ObjectStore>, location: String, options: RemoteOptions) -> Result<Self> {
+        let store = Self::open_remote(objects, location, options)?;
+        if let Place::Remote(remote) = &store.place {
+            remote.refuse_occupied()?;
+        }
+        Ok(store)
+    }
+
+    /// The local folder, if it is one.
+    pub fn root(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Local(local) => Some(local.root()),
+            Place::Remote(_) => None,
+        }
+    }
+
+    /// What people call the place: a path or a URL.
+    pub fn location(&self) -> String {
+        match &self.place {
+            Place::Local(local) => local.root().display().to_string(),
+            Place::Remote(remote) => remote.location.clone(),
+        }
+    }
+
+    /// How leases are kept where processes cannot lock objects; `None` where they can.
+    pub fn lease_terms(&self) -> Option<LeaseTerms> {
+        match &self.place {
+            Place::Local(_) => None,
+            Place::Remote(remote) => Some(remote.options.leases),
+        }
     }
 
     /// A whole object of at most `len_max` bytes.
@@ -133,15 +123,17 @@ impl Store {
     pub fn get(&self, name: ObjectName, len_max: u64) -> Result<Vec<u8>> {
         let location = ObjectPath::from(name.path());
         self.runtime.block_on(async {
-            let found = self.objects.get(&location).await.map_err(|error| read_error(name, error))?;
+            let found =
+                self.objects.get(&location).await.map_err(|error| failure(Doing::Reading, &name.path(), error))?;
             if found.meta.size > len_max {
                 return Err(Error::corrupt(format!(
                     "{name} has {} bytes, more than the {len_max} allowed",
                     found.meta.size
                 )));
             }
-            let bytes = found.bytes().await.map_err(|error| read_error(name, error))?;
-            Ok(bytes.into())
+            let len = found.meta.size;
+            let bytes = found.bytes().await.map_err(|error| failure(Doing::Reading, &name.path(), error))?;
+            if bytes.len() as u64 == len { Ok(bytes.into()) } else { Err(answer_cut_short(name)) }
         })
     }
 
@@ -154,11 +146,17 @@ impl Store {
         self.runtime.block_on(async {
             match self.objects.get_range(&location, range.clone()).await {
                 Ok(bytes) if bytes.len() as u64 == range.end - range.start => Ok(bytes.into()),
+                Err(error @ object_store::Error::NotFound { .. }) => Err(failure(Doing::Reading, &name.path(), error)),
                 // A range past the end is told apart from other failures by asking for the length.
                 outcome => {
-                    let meta = self.objects.head(&location).await.map_err(|error| read_error(name, error))?;
+                    let meta = self
+                        .objects
+                        .head(&location)
+                        .await
+                        .map_err(|error| failure(Doing::Reading, &name.path(), error))?;
                     match outcome {
-                        Err(error) if meta.size >= range.end => Err(read_error(name, error)),
+                        Err(error) if meta.size >= range.end => Err(failure(Doing::Reading, &name.path(), error)),
+                        Ok(_) if meta.size >= range.end => Err(answer_cut_short(name)),
                         _ => Err(Error::corrupt(format!(
                             "{name} is cut short: {} bytes there, bytes up to {} expected",
                             meta.size, range.end
@@ -169,111 +167,42 @@ impl Store {
         })
     }
 
+    /// The last `len_max` bytes of an object, or all of a shorter one, and its length.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unavailable`.
+    pub fn get_tail(&self, name: ObjectName, len_max: u64) -> Result<(Vec<u8>, u64)> {
+        let options = GetOptions { range: Some(GetRange::Suffix(len_max)), ..GetOptions::default() };
+        let got = self.runtime.block_on(async {
+            let found = self.objects.get_opts(&ObjectPath::from(name.path()), options).await?;
+            let len = found.meta.size;
+            Ok((found.bytes().await?, len))
+        });
+        match got {
+            Ok((bytes, len)) if bytes.len() as u64 == len.min(len_max) => Ok((bytes.into(), len)),
+            Err(error @ object_store::Error::NotFound { .. }) => Err(failure(Doing::Reading, &name.path(), error)),
+            // Azure counts from the front only; and an empty object has no last byte.
+            _ => {
+                let len = self.len(name)?;
+                Ok((self.get_range(name, len.saturating_sub(len_max)..len)?, len))
+            }
+        }
+    }
+
     /// The length of an object in bytes.
     ///
     /// # Errors
     /// `NotFound`, `Unavailable`.
     pub fn len(&self, name: ObjectName) -> Result<u64> {
         let location = ObjectPath::from(name.path());
-        let meta = self.runtime.block_on(self.objects.head(&location)).map_err(|error| read_error(name, error))?;
-        Ok(meta.size)
-    }
-
-    /// The packs that are there, by id.
-    ///
-    /// # Errors
-    /// `Unavailable`.
-    pub fn list_packs(&self) -> Result<Vec<Listed<PackId>>> {
-        self.list("packs", PackId::from_hex, ObjectName::Pack)
-    }
-
-    /// The snapshot records that are there, by id.
-    ///
-    /// # Errors
-    /// `Unavailable`.
-    pub fn list_snapshots(&self) -> Result<Vec<Listed<SnapshotId>>> {
-        self.list("snapshots", SnapshotId::from_hex, ObjectName::Snapshot)
-    }
-
-    /// The annotations that are there, by id. A repository without the folder has none.
-    ///
-    /// # Errors
-    /// `Unavailable`.
-    pub fn list_annotations(&self) -> Result<Vec<Listed<AnnotationId>>> {
-        self.list("snapshots/annotations", AnnotationId::from_hex, ObjectName::Annotation)
-    }
-
-    /// The key slots that are there, by id.
-    ///
-    /// # Errors
-    /// `Unavailable`.
-    pub fn list_slots(&self) -> Result<Vec<Listed<SlotId>>> {
-        self.list("keys", SlotId::from_hex, ObjectName::Slot)
-    }
-
-    /// The leases that are there, by id.
-    ///
-    /// # Errors
-    /// `Unavailable`.
-    pub fn list_leases(&self) -> Result<Vec<Listed<LeaseId>>> {
-        self.list("leases", LeaseId::from_hex, ObjectName::Lease)
-    }
-
-    /// The tombstones that are there, by id.
-    ///
-    /// # Errors
-    /// `Unavailable`.
-    pub fn list_tombstones(&self) -> Result<Vec<Listed<TombstoneName>>> {
-        self.list("snapshots/tombstones", TombstoneName::parse, ObjectName::Tombstone)
-    }
-
-    /// The names of the packs that are there, ascending.
-    ///
-    /// # Errors
-    /// `Unavailable`.
-    pub fn pack_ids(&self) -> Result<Vec<PackId>> {
-        Ok(ids(&self.names("packs")?, PackId::from_hex, ObjectName::Pack))
-    }
-
-    /// What is below `snapshots/`, by one listing.
-    ///
-    /// # Errors
-    /// `Unavailable`.
-    pub fn catalog(&self) -> Result<Catalog> {
-        let names = self.names("snapshots")?;
-        Ok(Catalog {
-            snapshots: ids(&names, SnapshotId::from_hex, ObjectName::Snapshot),
-            annotations: ids(&names, AnnotationId::from_hex, ObjectName::Annotation),
-            tombstones: ids(&names, TombstoneName::parse, ObjectName::Tombstone),
-        })
-    }
-
-    /// The paths of all objects below a folder.
-    fn names(&self, folder: &str) -> Result<Vec<String>> {
-        let paths = self.local.file_names(folder)?;
-        Ok(paths.into_iter().filter_map(|path| path.into_os_string().into_string().ok()).collect())
-    }
-
-    fn list<Id: Ord + Copy>(
-        &self,
-        folder: &str,
-        parse: fn(&str) -> Result<Id>,
-        name: fn(Id) -> ObjectName,
-    ) -> Result<Vec<Listed<Id>>> {
-        let prefix = ObjectPath::from(folder);
-        let metas: Vec<_> = self
-            .runtime
-            .block_on(self.objects.list(Some(&prefix)).try_collect())
-            .map_err(|error| Error::with_source(ErrorKind::Unavailable, format!("cannot list {folder}/"), error))?;
-        let mut listed: Vec<_> = metas
-            .iter()
-            .filter_map(|meta| {
-                let id = named(meta.location.as_ref(), parse, name)?;
-                Some(Listed { id, len: meta.size, stored_ms: meta.last_modified.timestamp_millis() })
-            })
-            .collect();
-        listed.sort_unstable_by_key(|listed| listed.id);
-        Ok(listed)
+        let found = self.runtime.block_on(self.objects.head(&location));
+        match found.map_err(|error| failure(Doing::Reading, &name.path(), error)) {
+            // An answer to HEAD has no body that would tell a missing bucket from a missing object.
+            Err(error) if error.kind() == ErrorKind::NotFound && self.root().is_none() => {
+                self.get_range(name, 0..1).and(Err(error))
+            }
+            found => Ok(found?.size),
+        }
     }
 
     /// Begins an object whose name is known only at its end.
@@ -281,104 +210,165 @@ impl Store {
     /// # Errors
     /// `Io` when the repository cannot be written.
     pub fn new_object(&self) -> Result<NewObject> {
-        self.local.new_object()
+        Ok(match &self.place {
+            Place::Local(local) => NewObject::Local(Box::new(local.new_object()?)),
+            Place::Remote(remote) => NewObject::Remote(RemoteObject::new(remote)),
+        })
     }
 
     /// Stores a small object under a name that is not taken, durably.
     ///
     /// # Errors
-    /// `AlreadyExists` when the name is taken; `Io`.
+    /// `AlreadyExists` when the name is taken; on an object store only when the bytes there are other ones, and for
+    /// `config` alone. `Io`, `Unavailable`.
     pub fn put_new(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
         let mut object = self.new_object()?;
         object.append(bytes).context(|| format!("cannot write {name}"))?;
         object.publish(name)
     }
 
-    /// Stores a small object durably, and keeps it locked for as long as the result lives: others can tell whether its
-    /// writer is still at work ([`is_held`](Self::is_held)).
+    /// Stores a small object durably in a local folder, and keeps it locked for as long as the result lives: others can
+    /// tell whether its writer is still at work ([`is_held`](Self::is_held)). On an object store nothing is locked.
     ///
     /// # Errors
-    /// `AlreadyExists` when the name is taken; `Io`.
-    pub fn put_held(&self, name: ObjectName, bytes: &[u8]) -> Result<std::fs::File> {
-        let mut object = self.new_object()?;
+    /// `AlreadyExists` when the name is taken; `Io`, `Unavailable`.
+    pub fn put_held(&self, name: ObjectName, bytes: &[u8]) -> Result<Option<std::fs::File>> {
+        let Place::Local(local) = &self.place else { return self.put_new(name, bytes).map(|()| None) };
+        let mut object = local.new_object()?;
         object.append(bytes).context(|| format!("cannot write {name}"))?;
-        object.publish_locked(name)
+        object.publish_locked(name).map(Some)
     }
 
     /// Whether the writer of an object stored by [`put_held`](Self::put_held) still holds it. An object that is gone is
-    /// not held. Where the file system cannot tell, it counts as held.
+    /// not held. Where the file system cannot tell, and on an object store, it counts as held.
     ///
     /// # Errors
     /// `Io` when the object cannot be opened.
     pub fn is_held(&self, name: ObjectName) -> Result<bool> {
-        self.local.is_locked(name)
+        match &self.place {
+            Place::Local(local) => local.is_locked(name),
+            Place::Remote(remote) => remote.exists(name),
+        }
     }
 
-    /// Waits until no other process removes key slots, and keeps others waiting for as long as the result lives.
+    /// Whether an object is there.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Io`.
+    pub fn exists(&self, name: ObjectName) -> Result<bool> {
+        match &self.place {
+            Place::Local(local) => Ok(local.root().join(name.path()).exists()),
+            Place::Remote(remote) => remote.exists(name),
+        }
+    }
+
+    /// Waits until no other process removes key slots, and keeps others waiting for as long as the result lives. On an
+    /// object store nothing is locked.
     ///
     /// # Errors
     /// `Io` when the folder cannot be locked.
-    pub fn lock_slots(&self) -> Result<std::fs::File> {
-        self.local.lock("keys")
+    pub fn lock_slots(&self) -> Result<Option<std::fs::File>> {
+        self.lock("keys")
     }
 
-    /// Waits until no other process forgets or annotates snapshots, and keeps others waiting for as long as the result lives.
+    /// Waits until no other process forgets or annotates snapshots, and keeps others waiting for as long as the result
+    /// lives. On an object store nothing is locked.
     ///
     /// # Errors
     /// `Io` when the folder cannot be locked.
-    pub fn lock_snapshots(&self) -> Result<std::fs::File> {
-        self.local.lock("snapshots")
+    pub fn lock_snapshots(&self) -> Result<Option<std::fs::File>> {
+        self.lock("snapshots")
+    }
+
+    fn lock(&self, folder: &str) -> Result<Option<std::fs::File>> {
+        match &self.place {
+            Place::Local(local) => local.lock(folder).map(Some),
+            Place::Remote(_) => Ok(None),
+        }
     }
 
     /// Deletes an object.
     ///
     /// # Errors
-    /// `NotFound`, `Io`.
+    /// `NotFound`, except on object stores that do not tell; `Io`, `Unavailable`.
     pub fn delete(&self, name: ObjectName) -> Result<()> {
-        self.local.delete(name)
+        match &self.place {
+            Place::Local(local) => local.delete(name),
+            Place::Remote(remote) => remote.delete(name),
+        }
     }
 
-    /// Deletes objects, and gives how many were there. One wait for the disk for each folder.
+    /// Deletes objects, and gives how many were there; object stores may count missing ones. One wait for the disk for
+    /// each folder, or one request for many.
     ///
     /// # Errors
-    /// `Io`; those before the one that failed are gone.
+    /// `Io`, `Unavailable`; some of them may be gone.
     pub fn delete_all(&self, names: &[ObjectName]) -> Result<usize> {
-        self.local.delete_all(names)
+        match &self.place {
+            Place::Local(local) => local.delete_all(names),
+            Place::Remote(remote) => remote.delete_all(names),
+        }
     }
 
     /// Moves an object out of the way into the folder `quarantine`, and gives its path there.
     ///
     /// # Errors
-    /// `NotFound`, `Io`.
+    /// `NotFound`, `Io`, `Unavailable`.
     pub fn quarantine(&self, name: ObjectName) -> Result<String> {
-        self.local.quarantine(name)
+        match &self.place {
+            Place::Local(local) => local.quarantine(name),
+            Place::Remote(remote) => remote.quarantine(name),
+        }
     }
 }
 
-fn ids<Id: Ord + Copy>(paths: &[String], parse: fn(&str) -> Result<Id>, name: fn(Id) -> ObjectName) -> Vec<Id> {
-    let mut ids: Vec<Id> = paths.iter().filter_map(|path| named(path, parse, name)).collect();
-    ids.sort_unstable();
-    ids
+/// An object being written. Dropped before it is published, it leaves nothing.
+pub enum NewObject {
+    /// In a local folder: on the disk as it comes.
+    Local(Box<LocalObject>),
+    /// For an object store: in memory until it is whole.
+    Remote(RemoteObject),
 }
 
-/// The id of the object at `path`. Other names are no objects of a repository (docs/format.md §1).
-pub(crate) fn named<Id: Copy>(path: &str, parse: fn(&str) -> Result<Id>, name: fn(Id) -> ObjectName) -> Option<Id> {
-    let id = parse(path.rsplit('/').next()?).ok()?;
-    (name(id).path() == path).then_some(id)
+impl NewObject {
+    /// Adds bytes at the end.
+    ///
+    /// # Errors
+    /// `Io`, with the operating system's reason: a full disk, above all. `Unsupported` when an object store takes no
+    /// object so long.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        match self {
+            Self::Local(object) => object.append(bytes),
+            Self::Remote(object) => object.append(bytes),
+        }
+    }
+
+    /// Makes the bytes durable and gives them their name.
+    ///
+    /// # Errors
+    /// `AlreadyExists` as [`Store::put_new`]; `Io`, `Unavailable`.
+    pub fn publish(self, name: ObjectName) -> Result<()> {
+        match self {
+            Self::Local(object) => object.publish(name),
+            Self::Remote(object) => object.publish(name),
+        }
+    }
 }
 
-fn read_error(name: ObjectName, error: object_store::Error) -> Error {
-    let kind = match &error {
-        object_store::Error::NotFound { .. } => ErrorKind::NotFound,
-        _ => ErrorKind::Unavailable,
-    };
-    let text = if kind == ErrorKind::NotFound { format!("{name} is missing") } else { format!("cannot read {name}") };
-    Error::with_source(kind, text, error)
+/// The object is longer than what came: that says nothing about its bytes.
+fn answer_cut_short(name: ObjectName) -> Error {
+    Error::new(ErrorKind::Unavailable, format!("cannot read {name}: the store's answer was cut short"))
+}
+
+fn start_runtime() -> Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(1).enable_all().build().context(|| "cannot start the store's runtime")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::{PackId, SnapshotId};
 
     #[test]
     fn an_object_is_there_whole_or_not_at_all_and_is_never_replaced() {

@@ -86,7 +86,7 @@ fn condemned_packs_wait_for_the_grace_time_and_for_who_is_at_work() {
     assert_eq!(gc(&session, &options(5_059_999, 60_000), &Silent).unwrap().deleted_packs, 0);
 
     let other = fixture.session();
-    let lease = Lease::put(other.repository.clone(), "restore").unwrap();
+    let lease = Lease::put(&other.repository, "restore").unwrap();
     // This lease is younger than the tombstone: whoever holds it has seen it, and is not waited for.
     let report = gc(&session, &options(5_060_000, 60_000), &Silent).unwrap();
     assert!(report.deleted_packs > 0 && pack_bytes(&session) == 0, "{report:?}");
@@ -98,7 +98,7 @@ fn condemned_packs_wait_for_the_grace_time_and_for_who_is_at_work() {
     assert_eq!(report.deleted_packs, 0, "packs younger than the lease are not even condemned");
     assert!(report.young_packs > 0);
     drop(lease);
-    let lease = Lease::put(other.repository.clone(), "restore").unwrap();
+    let lease = Lease::put(&other.repository, "restore").unwrap();
     let report = fixture.gc(&session);
     assert!(report.condemned_packs > 0 && report.deleted_packs == 0, "{report:?}");
     assert_eq!(report.waits_for[0].operation, "restore");
@@ -112,7 +112,7 @@ fn condemned_packs_wait_for_the_grace_time_and_for_who_is_at_work() {
 fn a_second_collection_at_once_is_refused() {
     let fixture = RepoFixture::small(Suite::None);
     let (session, other) = (fixture.session(), fixture.session());
-    let lease = Lease::put(other.repository.clone(), "gc").unwrap();
+    let lease = Lease::put(&other.repository, "gc").unwrap();
     let error = gc(&session, &gc_options(5_000_000), &Silent).unwrap_err();
     assert!(error.kind() == ErrorKind::Locked && error.to_string().contains("another collection"), "{error}");
     assert!(gc(&session, &GcOptions { dry_run: true, ..gc_options(5_000_000) }, &Silent).is_ok());
@@ -127,7 +127,7 @@ fn the_lease_of_a_dead_process_holds_nothing_up() {
     let id = fixture.backup_model(&session, "a", &ModelDisk::scattered(5 << 20, 2, 1)).snapshot.id;
     fixture.forget(&session, id);
     // A killed process leaves its lease, which nobody holds any more.
-    let lease = Lease::put(session.repository.clone(), "import").unwrap();
+    let lease = Lease::put(&session.repository, "import").unwrap();
     let left = fixture.path().join("leases").join(lease.id().unwrap().to_hex());
     let bytes = std::fs::read(&left).unwrap();
     drop(lease);

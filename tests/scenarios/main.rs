@@ -25,6 +25,8 @@ mod outputs;
 mod power;
 mod processes;
 mod refusals;
+mod remote;
+mod remote_leases;
 mod report;
 mod report_page;
 mod samples;

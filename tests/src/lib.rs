@@ -2,6 +2,9 @@
 
 pub mod cli;
 pub mod fixture;
+pub mod memory_store;
 pub mod model;
 pub mod power;
+pub mod proxy;
+pub mod s3;
 pub mod vhd;

@@ -61,7 +61,12 @@ impl Lab {
     /// Goes on as a new process would, with empty caches. Gives the seconds this took.
     pub(super) fn reopen(self) -> Outcome<(Self, f64)> {
         let Self { session, now_ms, folder } = self;
-        let root = session.repository.store.root().to_owned();
+        let root = session
+            .repository
+            .store
+            .root()
+            .ok_or_else(|| repo_core::Error::internal("the lab is a folder"))?
+            .to_owned();
         drop(session);
         let start = Instant::now();
         let repository = Repository::open(Store::open_local(&root)?, &UNLOCK, Entropy::system())?;

@@ -2,18 +2,21 @@
 
 use clap::ValueEnum;
 use repo_core::chunk::ChunkParams;
+use repo_core::config::StoreFindings;
 use repo_core::entropy::Entropy;
-use repo_core::error::ErrorKind;
+use repo_core::error::{Error, ErrorKind};
 use repo_core::keys::slot::{Argon2Cost, Unlock};
 use repo_core::repository::{InitOptions, Repository};
 use repo_core::seal::Suite;
 use repo_core::store::Store;
+use repo_core::store::remote::RemoteOptions;
 use repo_core::units::PAGES_PER_BLOCK;
 use serde::Serialize;
 
+use crate::cloud;
 use crate::exit::Exit;
 use crate::failure::{Failure, Result};
-use crate::invocation::Invocation;
+use crate::invocation::{Invocation, Place};
 use crate::output;
 use crate::passphrase::Passphrase;
 
@@ -59,14 +62,28 @@ enum Encryption {
 struct Made {
     repository: String,
     path: String,
+    store: Option<StoreOut>,
     encryption: &'static str,
     average_pages: u16,
     longest_pages: u16,
     created: String,
 }
 
+/// What the object store was found to do.
+#[derive(Debug, Serialize)]
+struct StoreOut {
+    create_only: bool,
+    read_after_write: bool,
+}
+
+impl From<StoreFindings> for StoreOut {
+    fn from(found: StoreFindings) -> Self {
+        Self { create_only: found.create_only, read_after_write: found.read_after_write }
+    }
+}
+
 pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
-    let path = invocation.repo()?;
+    let place = invocation.place()?;
     let mut options = InitOptions::new(args.encryption.suite(), invocation.now_ms());
     options.chunk = chunk_params(args)?;
     let passphrase = passphrase(args, invocation)?;
@@ -74,17 +91,14 @@ pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
         Some(text) => Unlock::Passphrase { text, cost: Argon2Cost::default() },
         None => Unlock::Open,
     };
-    let repository = Store::create_local(path)
-        .and_then(|store| Repository::create(store, &options, &unlock, &args.label, Entropy::system()))
-        .map_err(|error| {
-            let exists = error.kind() == ErrorKind::AlreadyExists;
-            let failure = Failure::from(error.context("cannot make the repository"));
-            if exists { failure.hint("name a folder that is empty or not there yet") } else { failure }
-        })?;
+    let store = create_store(&place, &mut options, invocation)?;
+    let repository = Repository::create(store, &options, &unlock, &args.label, Entropy::system())
+        .map_err(|error| cannot_make(&place, error))?;
     let config = &repository.config;
     let made = Made {
         repository: config.id.to_hex(),
-        path: path.display().to_string(),
+        path: place.to_string(),
+        store: config.store.map(StoreOut::from),
         encryption: config.suite.name(),
         average_pages: args.average_pages,
         longest_pages: config.chunk.pages_max,
@@ -92,6 +106,41 @@ pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
     };
     invocation.print_summary(&made, || text(&made))?;
     Ok(Exit::Done)
+}
+
+/// The empty store; of an object store it is found out first what it really does.
+fn create_store(place: &Place<'_>, options: &mut InitOptions, invocation: &Invocation) -> Result<Store> {
+    let cannot = |error| cannot_make(place, error);
+    let cloud = match place {
+        Place::Folder(path) => return Store::create_local(path).map_err(cannot),
+        Place::Cloud(cloud) => cloud,
+    };
+    let empty = cloud.create(&invocation.network, RemoteOptions::default())?.map_err(cannot)?;
+    let found = empty.probe(&Entropy::system()).map_err(cannot)?;
+    if !found.read_after_write {
+        let text = format!("{place} does not show at once what was stored or deleted: it cannot hold a repository");
+        return Err(Failure::new(ErrorKind::Unsupported, text));
+    }
+    options.store = Some(found);
+    let remote = RemoteOptions { honours_create: found.create_only, ..RemoteOptions::default() };
+    cloud.create(&invocation.network, remote)?.map_err(cannot)
+}
+
+fn cannot_make(place: &Place<'_>, error: Error) -> Failure {
+    let kind = error.kind();
+    let hint = match place {
+        Place::Folder(_) => None,
+        Place::Cloud(_) => cloud::hint(&error.to_string()),
+    };
+    let failure = Failure::from(error.context("cannot make the repository"));
+    match (kind, place) {
+        _ if hint.is_some() => failure.hint(hint.unwrap_or_default()),
+        (ErrorKind::AlreadyExists, Place::Folder(_)) => failure.hint("name a folder that is empty or not there yet"),
+        (ErrorKind::AlreadyExists, Place::Cloud(_)) => {
+            failure.hint("name a prefix that is empty; what an interrupted init left there may be deleted")
+        }
+        _ => failure,
+    }
 }
 
 fn text(made: &Made) -> String {

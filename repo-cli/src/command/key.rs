@@ -6,6 +6,7 @@ use clap::Subcommand;
 use repo_core::ErrorKind;
 use repo_core::error::ResultExt;
 use repo_core::keys::slot::{Argon2Cost, SlotInfo, Unlock};
+use repo_core::lease;
 use repo_core::monitor::Monitor;
 use repo_core::repository::Repository;
 use repo_core::seal::Suite;
@@ -128,6 +129,7 @@ fn remove(args: &RemoveArgs, invocation: &Invocation) -> Result<Exit> {
                 .hint("`cairn key list` shows them; an id may be shortened to 4 digits")
         })
     })?;
+    let _turn = lease::turn_at_slots(&repository).context(|| "cannot remove a key")?;
     repository.remove_slot(slot.id).context(|| format!("cannot remove key {}", slot.id.short()))?;
     let removed = Removed { removed: slot.id.to_hex() };
     invocation.print_summary(&removed, || format!("key {} removed\n", slot.id.short()))?;

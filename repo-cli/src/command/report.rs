@@ -4,7 +4,6 @@ mod chart;
 mod csv;
 mod html;
 mod out;
-mod size;
 mod table;
 
 use std::io::Write as _;
@@ -20,9 +19,10 @@ use repo_core::retention::calendar::Clock;
 
 use crate::exit::Exit;
 use crate::failure::{Failure, Result};
-use crate::invocation::{Importance, Invocation, Place};
+use crate::invocation::{Channel, Importance, Invocation};
 use crate::output;
 use crate::output_file::Output;
+use crate::size;
 use out::{CapacityOut, ReportOut};
 
 /// Tell what is stored, for whom, at what ratio, and when the room is used up
@@ -105,10 +105,10 @@ pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
         cache: cache.as_deref(),
     };
     let report = report(&repository, &all.snapshots, &options, &invocation.terminal)
-        .context(|| format!("cannot report on repository {}", repository.store.root().display()))?;
+        .context(|| format!("cannot report on repository {}", repository.store.location()))?;
     let source = args.capacity.map_or(CapacityOut::FileSystem, |_| CapacityOut::Given);
     let out = ReportOut::new(&report, source, invocation.now_ms());
-    print(args, invocation, &out, repository.store.root())?;
+    print(args, invocation, &out, &repository.store.location())?;
     if report.usage.damage_count > 0 || report.usage.unreadable > 0 {
         invocation
             .terminal
@@ -118,14 +118,14 @@ pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
     all.exit()
 }
 
-fn print(args: &Args, invocation: &Invocation, out: &ReportOut, root: &Path) -> Result<()> {
+fn print(args: &Args, invocation: &Invocation, out: &ReportOut, location: &str) -> Result<()> {
     match &args.html {
         Some(target) => {
-            let name = root.file_name().map_or_else(|| root.to_string_lossy(), |name| name.to_string_lossy());
-            write_page(target, &html::page(out, &name))?;
-            let place = if target == Path::new("-") { Place::Stderr } else { Place::Stdout };
+            let name = location.trim_end_matches('/').rsplit('/').next().unwrap_or(location);
+            write_page(target, &html::page(out, name))?;
+            let channel = if target == Path::new("-") { Channel::Stderr } else { Channel::Stdout };
             let text = || format!("wrote {}\n", output::printable(&target.to_string_lossy()));
-            invocation.print_to(place, Importance::Summary, out, text)
+            invocation.print_to(channel, Importance::Summary, out, text)
         }
         None if args.csv => {
             invocation.terminal.clear();
@@ -152,7 +152,7 @@ fn write_page(target: &Path, page: &str) -> Result<()> {
 
 /// Bytes that are free beside the repository for whoever runs this; none where the system does not say.
 fn free_bytes(repository: &Repository) -> Option<u64> {
-    let found = rustix::fs::statvfs(repository.store.root()).ok()?;
+    let found = rustix::fs::statvfs(repository.store.root()?).ok()?;
     found.f_bavail.checked_mul(found.f_frsize)
 }
 

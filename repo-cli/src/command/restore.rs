@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use crate::exit::Exit;
 use crate::failure::{Failure, Result};
-use crate::invocation::{Importance, Invocation, Place};
+use crate::invocation::{Channel, Importance, Invocation};
 use crate::output_file::Output;
 use crate::select::{self, Chosen};
 use crate::{output, when};
@@ -141,8 +141,8 @@ pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
         ([], false) => Importance::Summary,
         _ => Importance::Finding,
     };
-    let place = if restored.output == "-" { Place::Stderr } else { Place::Stdout };
-    invocation.print_to(place, importance, &restored, || text(&restored, chosen, destination.sr.as_ref()))?;
+    let channel = if restored.output == "-" { Channel::Stderr } else { Channel::Stdout };
+    invocation.print_to(channel, importance, &restored, || text(&restored, chosen, destination.sr.as_ref()))?;
     Ok(if restored.holes.is_empty() { Exit::Done } else { Exit::Damage })
 }
 

@@ -46,8 +46,7 @@ struct MetadataOut {
 
 pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
     let repository = invocation.open_repository()?;
-    let mut all = invocation.snapshots(&repository)?;
-    let annotations = invocation.annotations(&repository, &mut all)?;
+    let (all, annotations) = invocation.remarked_snapshots(&repository)?;
     let named = select::snapshot(&all.snapshots, &args.snapshot)?;
     match &args.metadata {
         Some(name) => write_metadata(named, name)?,

@@ -35,8 +35,7 @@ Examples:
 
 pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
     let repository = invocation.open_repository()?;
-    let mut all = invocation.snapshots(&repository)?;
-    let annotations = invocation.annotations(&repository, &mut all)?;
+    let (all, annotations) = invocation.remarked_snapshots(&repository)?;
     let remarked = all.snapshots.iter().map(|named| (named, annotations.remarks(named).into_owned()));
     let listed: Vec<_> = remarked.filter(|(named, remarks)| args.wants(named, remarks)).collect();
     let out: Vec<_> = listed.iter().map(|(named, remarks)| SnapshotOut::new(named, remarks)).collect();

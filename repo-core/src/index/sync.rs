@@ -12,7 +12,6 @@ use crate::monitor::Monitor;
 use crate::pack::reader::PackReader;
 use crate::pack::writer::DurablePack;
 use crate::repository::Repository;
-use crate::store::ObjectName;
 use crate::tombstone::{self, Stage, Tombstone};
 
 /// Packs whose directories are in memory at once while a replica is filled.
@@ -241,8 +240,7 @@ pub fn add_missing(
 
 fn read(repository: &Repository, id: PackId) -> Result<DurablePack> {
     let Repository { store, config, keys, .. } = repository;
-    let len = store.len(ObjectName::Pack(id))?;
-    let reader = PackReader::open(store, id, len, config, keys).context(|| "cannot index a pack")?;
+    let (reader, len) = PackReader::open_unknown(store, id, config, keys).context(|| "cannot index a pack")?;
     Ok(DurablePack { id, len, content: reader.content(), directory: reader.directory().clone() })
 }
 
@@ -260,7 +258,7 @@ mod tests {
     use crate::pack::{Content, PackCipher};
     use crate::repository::InitOptions;
     use crate::seal::Suite;
-    use crate::store::Store;
+    use crate::store::{ObjectName, Store};
 
     fn pack_with(repository: &Repository, entry: u8) -> DurablePack {
         let Repository { store, config, keys, entropy, .. } = repository;

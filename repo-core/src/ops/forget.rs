@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use crate::annotation::{self, Annotations};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::SnapshotId;
+use crate::lease::{FORGET, Turn};
 use crate::monitor::{Monitor, check_cancelled};
 use crate::remarks::Remarks;
 use crate::repository::Repository;
@@ -99,11 +100,12 @@ impl Plan {
 /// `NotFound` when the request is about nothing; `Invalid` when it may not be done; `Corrupt` when an annotation cannot be
 /// read, since it may protect; `Unavailable`.
 pub fn plan(repository: &Repository, request: &Request, clock: &Clock<'_>) -> Result<Plan> {
-    let (annotations, errors) = annotation::read_all(repository)?;
+    let catalog = repository.store.catalog()?;
+    let (annotations, errors) = annotation::read_listed(repository, catalog.annotations)?;
     if let Some((_, error)) = errors.into_iter().next() {
         return Err(error.context("an annotation cannot be read, and may protect a snapshot"));
     }
-    let (snapshots, unreadable) = snapshot::read_all(repository)?;
+    let (snapshots, unreadable) = snapshot::read_listed(repository, &catalog.snapshots);
     let planned = match request {
         Request::Named { snapshots: named, allow_last } => {
             check_named(named, &snapshots, &annotations, *allow_last)?;
@@ -120,11 +122,12 @@ pub fn plan(repository: &Repository, request: &Request, clock: &Clock<'_>) -> Re
 /// # Errors
 /// Those of [`plan`]; `Io`; `Interrupted`, when part of them is forgotten.
 pub fn forget(repository: &Repository, request: &Request, clock: &Clock<'_>, monitor: &dyn Monitor) -> Result<Plan> {
-    let _lock = repository.store.lock_snapshots()?;
+    let turn = Turn::at_snapshots(repository, FORGET)?;
     let plan = plan(repository, request, clock)?;
     let ids: Vec<_> = plan.forgotten().map(|planned| planned.id).collect();
     for batch in ids.chunks(BATCH) {
         check_cancelled(monitor)?;
+        turn.check()?;
         let records: Vec<_> = batch.iter().map(|id| ObjectName::Snapshot(*id)).collect();
         repository.store.delete_all(&records)?;
         // After the records: without them annotations say nothing.

@@ -121,14 +121,12 @@ pub struct GcReport {
 /// `Locked` when another collection is at work; `Unauthenticated` when packs are to be repacked without the data key; `Io`,
 /// `Unavailable`, `Interrupted`.
 pub fn gc(session: &Session, options: &GcOptions, monitor: &dyn Monitor) -> Result<GcReport> {
+    // One could take back what another is about to delete.
     let lease = match options.dry_run {
-        true => Lease::put_if_writable(session.repository.clone(), OPERATION)?,
-        false => Lease::put(session.repository.clone(), OPERATION)?,
+        true => Lease::put_if_writable(&session.repository, OPERATION)?,
+        false => Lease::put_alone(&session.repository, OPERATION, &[OPERATION])?,
     };
-    let mut run = Run { session, options, monitor, own: lease.id(), report: GcReport::default() };
-    if !options.dry_run {
-        run.refuse_another()?;
-    }
+    let mut run = Run { session, options, monitor, own: &lease, report: GcReport::default() };
     // Who is waited for is settled before the snapshots are listed: whoever is gone by now has committed what it will.
     let graves = run.graves()?;
     let snapshots = run.snapshots()?;
@@ -150,7 +148,7 @@ struct Run<'a> {
     session: &'a Session,
     options: &'a GcOptions,
     monitor: &'a dyn Monitor,
-    own: Option<LeaseId>,
+    own: &'a Lease,
     report: GcReport,
 }
 
@@ -161,26 +159,8 @@ impl Run<'_> {
 
     /// Leases of others.
     fn leases(&self) -> Result<BTreeSet<LeaseId>> {
-        let living = lease::living(self.repository())?;
-        Ok(living.into_iter().filter(|id| Some(*id) != self.own).collect())
-    }
-
-    /// Fails when another collection is at work. One could take back what the other is about to delete. Each has put its
-    /// lease before it looks, so of two that begin at once at least one sees the other.
-    fn refuse_another(&self) -> Result<()> {
-        for id in self.leases()? {
-            match lease::read(self.repository(), id) {
-                Ok(info) if info.operation != OPERATION => {}
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Ok(info) => {
-                    let text = format!("another collection is at work, process {}", info.process);
-                    return Err(Error::new(ErrorKind::Locked, text));
-                }
-                // It may be one.
-                Err(error) => return Err(error.context("cannot tell whether another collection is at work")),
-            }
-        }
-        Ok(())
+        let living = lease::living(self.repository(), Some(self.own))?;
+        Ok(living.into_iter().filter(|id| Some(*id) != self.own.id()).collect())
     }
 
     fn graves(&mut self) -> Result<Vec<Grave>> {
@@ -260,6 +240,12 @@ impl Run<'_> {
         )
     }
 
+    /// Whether condemned packs stay condemned, and what is needed of them is moved. Where a lease may be revoked while its
+    /// holder is only slow, a collection may delete long after it decided to: nobody may rely on its packs again.
+    fn condemned_for_good(&self) -> bool {
+        self.repository().store.lease_terms().is_some()
+    }
+
     /// Deletes what was condemned earlier and is still not needed; takes back what turned out to be needed.
     fn bury(&mut self, graves: Vec<Grave>, uses: &[PackUse]) -> Result<Vec<Grave>> {
         let uses: BTreeMap<PackId, &PackUse> = uses.iter().map(|used| (used.pack.id, used)).collect();
@@ -270,7 +256,7 @@ impl Run<'_> {
             let needed: BTreeSet<PackId> =
                 there.iter().filter(|used| !used.is_dead()).map(|used| used.pack.id).collect();
             let is_announced = matches!(grave.tombstone.stage, Stage::Announced { .. });
-            if is_announced && !needed.is_empty() && !self.options.dry_run {
+            if is_announced && !needed.is_empty() && !self.options.dry_run && !self.condemned_for_good() {
                 self.report.rescued_packs += needed.len() as u64;
                 grave.tombstone.packs.retain(|id| !needed.contains(id));
                 grave.name = tombstone::replace(self.repository(), grave.name, &mut grave.tombstone)?;
@@ -278,7 +264,10 @@ impl Run<'_> {
             let dead: Vec<&PackUse> = there.into_iter().filter(|used| !needed.contains(&used.pack.id)).collect();
             if grave.ripe && !self.options.dry_run {
                 self.delete(&dead)?;
-                self.mark_deleted(&mut grave)?;
+                // What is still needed of the others moves first; they go with the next run.
+                if needed.is_empty() || !self.condemned_for_good() {
+                    self.mark_deleted(&mut grave)?;
+                }
             } else {
                 self.report.waiting_packs += dead.len() as u64;
                 self.report.waiting_bytes += dead.iter().map(|used| used.pack.len).sum::<u64>();
@@ -289,6 +278,7 @@ impl Run<'_> {
     }
 
     fn delete(&mut self, packs: &[&PackUse]) -> Result<()> {
+        self.own.check()?;
         for used in packs {
             match self.repository().store.delete(ObjectName::Pack(used.pack.id)) {
                 // Another collection was faster.
@@ -320,6 +310,10 @@ impl Run<'_> {
         let for_order: BTreeSet<PackId> = packs.iter().map(|at| uses[*at].pack.id).collect();
         self.report.scattered_disks = scattered_disks;
         emptied.extend(packs);
+        if self.condemned_for_good() {
+            let needed = |used: &PackUse| used.pack.state == PackState::Condemned && used.needed_entries > 0;
+            emptied.extend(uses.iter().enumerate().filter(|(_, used)| needed(used)).map(|(at, _)| at));
+        }
         self.report.needed_bytes = live().map(|used| used.needed_bytes).sum();
         self.report.waste_bytes = live().map(|used| used.frame_bytes - used.needed_bytes).sum();
         let mut condemned: BTreeSet<PackId> = dead.iter().map(|used| used.pack.id).collect();
@@ -402,6 +396,7 @@ impl Run<'_> {
                 tombstone::delete(self.repository(), grave.name)?;
             }
         }
+        lease::tidy(&self.repository().store, self.own)?;
         self.session.catch_up(self.monitor).map(drop)
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use crate::content::ContentReader;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::TombstoneName;
 use crate::index::sync::{SyncStats, sync, sync_as_told};
 use crate::index::{Index, Origin};
@@ -79,8 +79,8 @@ impl Session {
             return Ok(under_way);
         }
         let lease = match access {
-            Access::Read => Lease::put_if_writable(self.repository.clone(), operation)?,
-            Access::Write => Lease::put(self.repository.clone(), operation)?,
+            Access::Read => Lease::put_if_writable(&self.repository, operation)?,
+            Access::Write => Lease::put(&self.repository, operation)?,
         };
         let catalog = self.repository.store.catalog()?;
         let snapshots = snapshot::read_listed_with(&self.repository, &self.index, &catalog.snapshots)?;
@@ -130,7 +130,8 @@ impl Session {
     }
 }
 
-/// Opens the index of a repository: in its own `index/` folder, or under `cache` where that cannot be written.
+/// Opens the index of a repository: in its own `index/` folder, or under `cache` where that cannot be written or the
+/// repository is in an object store.
 ///
 /// # Errors
 /// `Io` when no index can be kept anywhere; `Locked`.
@@ -160,14 +161,19 @@ pub fn rebuild_index(
 fn into_session(repository: Repository, index: Index) -> Result<Session> {
     let (repository, index) = (Arc::new(repository), Arc::new(index));
     let content = Arc::new(ContentReader::new(repository.clone(), index.clone())?);
-    Ok(Session { repository, index, content, reach: Reach::Listed, working: Mutex::default() })
+    let reach = if repository.store.root().is_some() { Reach::Listed } else { Reach::Named };
+    Ok(Session { repository, index, content, reach, working: Mutex::default() })
 }
 
 fn open_index(repository: &Repository, cache: Option<&Path>, monitor: &dyn Monitor) -> Result<(Index, Origin)> {
-    let own: PathBuf = repository.store.root().join("index");
-    match (Index::open(&own, repository.config.id), cache) {
-        (Err(error), Some(cache)) if error.kind() != ErrorKind::Locked => {
-            let folder = cache.join(repository.config.id.to_hex());
+    let in_cache = cache.map(|cache| cache.join(repository.config.id.to_hex()));
+    let Some(root) = repository.store.root() else {
+        let missing = || Error::new(ErrorKind::Io, "there is no cache folder, where the index would be kept");
+        return Index::open(&in_cache.ok_or_else(missing)?, repository.config.id);
+    };
+    let own: PathBuf = root.join("index");
+    match (Index::open(&own, repository.config.id), in_cache) {
+        (Err(error), Some(folder)) if error.kind() != ErrorKind::Locked => {
             monitor.warn(&format!("{} cannot be written: the index is kept in {}", own.display(), folder.display()));
             Index::open(&folder, repository.config.id)
         }

@@ -73,7 +73,7 @@ pub fn repair(session: &Session, found: &CheckReport, monitor: &dyn Monitor) -> 
     for role in [Role::Identity, Role::Structure, Role::Data] {
         session.repository.keys.get(role)?;
     }
-    let _lease = Lease::put(session.repository.clone(), "repair")?;
+    let _lease = Lease::put(&session.repository, "repair")?;
     let mut report = RepairReport::default();
     quarantine_records(session, found, &mut report)?;
     let hashers = Hashers::new(session)?;

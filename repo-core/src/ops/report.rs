@@ -166,7 +166,7 @@ pub fn report(
     options: &ReportOptions<'_>,
     monitor: &dyn Monitor,
 ) -> Result<Report> {
-    let _lease = Lease::put_if_writable(repository.clone(), "report")?;
+    let _lease = Lease::put_if_writable(repository, "report")?;
     let annotations = read_annotations(repository, monitor)?;
     let keeps = |policy: &NamedPolicy| policy.keeps(snapshots, &annotations, options.clock);
     let keeps: Vec<Vec<bool>> = options.policies.iter().map(keeps).collect();

@@ -1,5 +1,7 @@
 //! Reading packs: the directory first, then frames by range.
 
+use std::ops::RangeInclusive;
+
 use crate::config::Config;
 use crate::error::{Error, Result, ResultExt};
 use crate::id::PackId;
@@ -24,16 +26,30 @@ impl PackReader {
     /// # Errors
     /// `NotFound` when it is missing, `Corrupt` when it is damaged, `Unavailable` when it cannot be read now.
     pub fn open(store: &Store, id: PackId, len: u64, config: &Config, keys: &RoleKeys) -> Result<Self> {
-        Self::open_inner(store, id, len, config, keys).context(|| format!("pack {}", id.short()))
+        let open = || -> Result<Self> {
+            check_len(len)?;
+            let tail = store.get_range(ObjectName::Pack(id), len.saturating_sub(TAIL_LEN)..len)?;
+            Self::open_inner(store, id, len, &tail, config, keys)
+        };
+        open().context(|| format!("pack {}", id.short()))
     }
 
-    fn open_inner(store: &Store, id: PackId, len: u64, config: &Config, keys: &RoleKeys) -> Result<Self> {
+    /// Opens a pack whose length is not known, and gives it: as many reads as with [`open`](Self::open).
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_unknown(store: &Store, id: PackId, config: &Config, keys: &RoleKeys) -> Result<(Self, u64)> {
+        let open = || -> Result<(Self, u64)> {
+            let (tail, len) = store.get_tail(ObjectName::Pack(id), TAIL_LEN)?;
+            check_len(len)?;
+            Ok((Self::open_inner(store, id, len, &tail, config, keys)?, len))
+        };
+        open().context(|| format!("pack {}", id.short()))
+    }
+
+    fn open_inner(store: &Store, id: PackId, len: u64, tail: &[u8], config: &Config, keys: &RoleKeys) -> Result<Self> {
         let name = ObjectName::Pack(id);
-        if len < (HEADER_LEN + TRAILER_LEN) as u64 {
-            return Err(Error::corrupt(format!("{len} bytes are too few for a pack")));
-        }
-        let tail_start = len.saturating_sub(TAIL_LEN);
-        let tail = store.get_range(name, tail_start..len)?;
+        let tail_start = len - tail.len() as u64;
         let header = match tail_start {
             0 => tail[..HEADER_LEN].to_vec(),
             _ => store.get_range(name, 0..HEADER_LEN as u64)?,
@@ -98,6 +114,24 @@ impl PackReader {
         self.open_frame(position, sealed)
     }
 
+    /// Reads frames that stand side by side by one request, and opens each.
+    ///
+    /// # Errors
+    /// `Corrupt` when there is one that is not there; `NotFound`, `Unavailable`. In its place what is wrong with a frame.
+    pub fn read_frames(&self, store: &Store, positions: RangeInclusive<u32>) -> Result<Vec<Result<Vec<u8>>>> {
+        let (first, last) = (self.frame(*positions.start())?, self.frame(*positions.end())?);
+        let range = first.offset..last.offset + u64::from(last.record.sealed_len);
+        let sealed =
+            store.get_range(ObjectName::Pack(self.id), range).context(|| format!("pack {}", self.id.short()))?;
+        let mut rest = &sealed[..];
+        let open = |position| {
+            let len = self.frame(position)?.record.sealed_len as usize;
+            let one = rest.split_off(..len).ok_or_else(|| Error::internal("frames do not stand side by side"))?;
+            self.open_frame(position, one.to_vec())
+        };
+        Ok(positions.map(open).collect())
+    }
+
     /// Opens and decompresses the frame at a position from its sealed bytes.
     ///
     /// # Errors
@@ -107,5 +141,12 @@ impl PackReader {
         self.cipher
             .open_frame(position, record, sealed)
             .context(|| format!("pack {}, frame {position}", self.id.short()))
+    }
+}
+
+fn check_len(len: u64) -> Result<()> {
+    match len < (HEADER_LEN + TRAILER_LEN) as u64 {
+        true => Err(Error::corrupt(format!("{len} bytes are too few for a pack"))),
+        false => Ok(()),
     }
 }

@@ -8,8 +8,7 @@ use crate::error::{Result, ResultExt};
 use crate::id::PackId;
 use crate::pack::directory::{Directory, Entry};
 use crate::pack::{Content, FrameRecord, HEADER_LEN, PackCipher, SealedFrame};
-use crate::store::local::NewObject;
-use crate::store::{ObjectName, Store};
+use crate::store::{NewObject, ObjectName, Store};
 
 /// A pack being written.
 pub struct PackWriter {

@@ -84,7 +84,7 @@ impl LocalDir {
     ///
     /// # Errors
     /// `Io` when the folder cannot be written.
-    pub fn new_object(&self) -> Result<NewObject> {
+    pub fn new_object(&self) -> Result<LocalObject> {
         let tmp = self.root.join("tmp");
         let (file, named) = match open_unnamed(&tmp) {
             Ok(file) => (file, None),
@@ -96,7 +96,7 @@ impl LocalDir {
                 return Err(Error::io(format!("cannot write to {}", self.root.display()), error.into()));
             }
         };
-        Ok(NewObject::new(&self.root, file, named))
+        Ok(LocalObject::new(&self.root, file, named))
     }
 
     /// Locks a folder for as long as the result lives, waiting for other processes.
@@ -216,7 +216,7 @@ impl LocalDir {
 }
 
 /// An object being written. Dropped before it is published, it leaves nothing.
-pub struct NewObject {
+pub struct LocalObject {
     root: PathBuf,
     file: DirectFile,
     /// Bytes not yet written, `buffered` of them.
@@ -228,7 +228,7 @@ pub struct NewObject {
     named: Option<PathBuf>,
 }
 
-impl NewObject {
+impl LocalObject {
     fn new(root: &Path, file: File, named: Option<PathBuf>) -> Self {
         let (file, buffer) = (DirectFile::new(file), AlignedBuf::zeroed(BUFFER_LEN));
         Self { root: root.to_owned(), file, buffer, buffered: 0, written: 0, named }
@@ -321,7 +321,7 @@ impl NewObject {
     }
 }
 
-impl Drop for NewObject {
+impl Drop for LocalObject {
     fn drop(&mut self) {
         if let Some(path) = &self.named {
             // What cannot be removed here is only a leftover in tmp/, which may be deleted at any time.
@@ -412,7 +412,7 @@ mod tests {
         local.create_layout().unwrap();
         let named = || {
             let (file, path) = open_named(&root.join("tmp")).unwrap();
-            NewObject::new(&root, file, Some(path))
+            LocalObject::new(&root, file, Some(path))
         };
         let name = ObjectName::Pack(PackId([1; 32]));
         let mut object = named();

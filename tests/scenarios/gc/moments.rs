@@ -248,7 +248,7 @@ fn a_backup_that_began_after_packs_were_condemned_relies_on_none_of_them() {
     let world = World::new();
     world.run(Op::Forget);
     let at_work = world.fixture.session();
-    let lease = Lease::put(at_work.repository.clone(), "restore").unwrap();
+    let lease = Lease::put(&at_work.repository, "restore").unwrap();
     let session = world.fixture.session();
     // As if it had come when the lease was there and the packs were older.
     let packs = session.index.packs().into_iter().map(|pack| pack.id).collect();

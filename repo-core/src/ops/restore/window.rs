@@ -25,6 +25,9 @@ const LOOKUP_BATCH: usize = 4096;
 /// Decoded frames kept from one window to the next, in bytes.
 pub(in crate::ops) const KEPT_LEN_MAX: usize = 56 * 1024 * 1024;
 
+/// Frames side by side that one request reads.
+const STRETCH_FRAMES: usize = 4;
+
 /// A frame: its pack, and its position there.
 type FrameKey = (PackNumber, u16);
 
@@ -52,6 +55,13 @@ pub(super) struct WindowOutcome {
 pub(super) struct Loss {
     pub(super) ranges: Vec<Range<u64>>,
     pub(super) error: Error,
+}
+
+impl WindowOutcome {
+    fn add(&mut self, other: Self) {
+        self.written_bytes += other.written_bytes;
+        self.losses.extend(other.losses);
+    }
 }
 
 impl Loss {
@@ -122,18 +132,27 @@ impl WindowPlan {
         monitor: &dyn Monitor,
     ) -> WindowOutcome {
         let frames: Vec<&[Placed]> = self.placed.chunk_by(|a, b| frame_of(a) == frame_of(b)).collect();
-        frames
+        // In a folder a read costs next to nothing, and single frames share the cores better.
+        let longest = if content.repository().store.root().is_some() { 1 } else { STRETCH_FRAMES };
+        let side_by_side = frames.chunk_by(|a, b| follows(frame_of(&a[0]), frame_of(&b[0])));
+        let stretches: Vec<&[&[Placed]]> = side_by_side.flat_map(|stretch| stretch.chunks(longest)).collect();
+        stretches
             .par_iter()
-            .map(|placed| {
+            .map(|stretch| {
+                let mut outcome = WindowOutcome::default();
                 if monitor.is_cancelled() {
-                    let error = Error::new(ErrorKind::Interrupted, "interrupted");
-                    return WindowOutcome { written_bytes: 0, losses: vec![Loss::of(placed, error)] };
+                    let error = || Error::new(ErrorKind::Interrupted, "interrupted");
+                    outcome.losses.extend(stretch.iter().map(|placed| Loss::of(placed, error())));
+                    return outcome;
                 }
-                restore_frame(content, keeper, hasher, buffer, placed)
+                let keys: Vec<FrameKey> = stretch.iter().map(|placed| frame_of(&placed[0])).collect();
+                for (placed, decoded) in stretch.iter().zip(keeper.frames(content, &keys)) {
+                    outcome.add(restore_frame(content, decoded, hasher, buffer, placed));
+                }
+                outcome
             })
             .reduce(WindowOutcome::default, |mut all, one| {
-                all.written_bytes += one.written_bytes;
-                all.losses.extend(one.losses);
+                all.add(one);
                 all
             })
     }
@@ -173,10 +192,31 @@ impl FrameKeeper {
             Some(frame) => frame,
             None => content.cached_frame(key.0, key.1)?,
         };
-        if self.wanted.contains(&key) {
-            self.kept.lock().keep(key, &frame);
-        }
+        self.keep_if_wanted(key, &frame);
         Ok(frame)
+    }
+
+    /// Frames that stand side by side, by one request when none of them was kept.
+    fn frames(&self, content: &ContentReader, keys: &[FrameKey]) -> Vec<Result<Arc<Vec<u8>>>> {
+        let one_by_one = || keys.iter().map(|key| self.frame(content, *key)).collect();
+        let (Some(first), Some(last)) = (keys.first(), keys.last()) else { return Vec::new() };
+        if keys.len() == 1 || keys.iter().any(|key| self.kept.lock().for_this.contains_key(key)) {
+            return one_by_one();
+        }
+        // What is wrong with one of them must not hit the others.
+        let Ok(read) = content.read_frames(first.0, first.1..=last.1) else { return one_by_one() };
+        let keep = |(key, frame): (&FrameKey, Result<Vec<u8>>)| {
+            let frame = Arc::new(frame?);
+            self.keep_if_wanted(*key, &frame);
+            Ok(frame)
+        };
+        keys.iter().zip(read).map(keep).collect()
+    }
+
+    fn keep_if_wanted(&self, key: FrameKey, frame: &Arc<Vec<u8>>) {
+        if self.wanted.contains(&key) {
+            self.kept.lock().keep(key, frame);
+        }
     }
 }
 
@@ -192,6 +232,11 @@ impl Kept {
             self.len += frame.len();
         }
     }
+}
+
+/// Whether `b` is the frame after `a`.
+fn follows(a: FrameKey, b: FrameKey) -> bool {
+    a.0 == b.0 && a.1.checked_add(1) == Some(b.1)
 }
 
 fn frame_of(placed: &Placed) -> FrameKey {
@@ -210,13 +255,13 @@ pub(super) fn disk_range(block: BlockIndex, run: &Run, virtual_size: u64) -> Res
 
 fn restore_frame(
     content: &ContentReader,
-    keeper: &FrameKeeper,
+    decoded: Result<Arc<Vec<u8>>>,
     hasher: &ChunkHasher,
     buffer: &WindowBuffer,
     placed: &[Placed],
 ) -> WindowOutcome {
     let mut outcome = WindowOutcome::default();
-    let decoded = match keeper.frame(content, frame_of(&placed[0])) {
+    let decoded = match decoded {
         Ok(decoded) => decoded,
         Err(error) => {
             outcome.losses.push(Loss::of(placed, error));

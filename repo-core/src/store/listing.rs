@@ -1,0 +1,163 @@
+//! What is there: names, with lengths and times where they are asked for.
+
+use futures::TryStreamExt;
+use object_store::ObjectMeta;
+use object_store::path::Path as ObjectPath;
+
+use crate::error::Result;
+use crate::id::{AnnotationId, LeaseId, PackId, SlotId, SnapshotId, TombstoneName};
+use crate::store::failure::{Doing, failure};
+use crate::store::{ObjectName, Place, Store};
+
+/// An object that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listed<Id> {
+    /// Its name.
+    pub id: Id,
+    /// Its length in bytes.
+    pub len: u64,
+    /// When it was stored, by the store's clock, in milliseconds since the Unix epoch. Never decides what is safe.
+    pub stored_ms: i64,
+}
+
+/// The small objects that say what a repository holds. They share a folder, so that one listing finds all of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Catalog {
+    /// Snapshot records, ascending.
+    pub snapshots: Vec<SnapshotId>,
+    /// Annotations, ascending.
+    pub annotations: Vec<AnnotationId>,
+    /// Tombstones, ascending.
+    pub tombstones: Vec<TombstoneName>,
+}
+
+impl Store {
+    /// The packs that are there, by id.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn list_packs(&self) -> Result<Vec<Listed<PackId>>> {
+        self.list("packs", PackId::from_hex, ObjectName::Pack)
+    }
+
+    /// The snapshot records that are there, by id.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn list_snapshots(&self) -> Result<Vec<Listed<SnapshotId>>> {
+        self.list("snapshots", SnapshotId::from_hex, ObjectName::Snapshot)
+    }
+
+    /// The annotations that are there, by id. A repository without the folder has none.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn list_annotations(&self) -> Result<Vec<Listed<AnnotationId>>> {
+        self.list("snapshots/annotations", AnnotationId::from_hex, ObjectName::Annotation)
+    }
+
+    /// The key slots that are there, by id.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn list_slots(&self) -> Result<Vec<Listed<SlotId>>> {
+        self.list("keys", SlotId::from_hex, ObjectName::Slot)
+    }
+
+    /// The leases that are there, by id.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn list_leases(&self) -> Result<Vec<Listed<LeaseId>>> {
+        self.list("leases", LeaseId::from_hex, ObjectName::Lease)
+    }
+
+    /// The renewals that are there, by the id of the lease.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn list_renewals(&self) -> Result<Vec<Listed<LeaseId>>> {
+        self.list("renewals", LeaseId::from_hex, ObjectName::Renewal)
+    }
+
+    /// The revocations that are there, by the id of the lease.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn list_revocations(&self) -> Result<Vec<Listed<LeaseId>>> {
+        self.list("revoked", LeaseId::from_hex, ObjectName::Revocation)
+    }
+
+    /// The tombstones that are there, by id.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn list_tombstones(&self) -> Result<Vec<Listed<TombstoneName>>> {
+        self.list("snapshots/tombstones", TombstoneName::parse, ObjectName::Tombstone)
+    }
+
+    /// The names of the packs that are there, ascending.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn pack_ids(&self) -> Result<Vec<PackId>> {
+        Ok(ids(&self.names("packs")?, PackId::from_hex, ObjectName::Pack))
+    }
+
+    /// What is below `snapshots/`, by one listing.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn catalog(&self) -> Result<Catalog> {
+        let names = self.names("snapshots")?;
+        Ok(Catalog {
+            snapshots: ids(&names, SnapshotId::from_hex, ObjectName::Snapshot),
+            annotations: ids(&names, AnnotationId::from_hex, ObjectName::Annotation),
+            tombstones: ids(&names, TombstoneName::parse, ObjectName::Tombstone),
+        })
+    }
+
+    /// The paths of all objects below a folder.
+    fn names(&self, folder: &str) -> Result<Vec<String>> {
+        let Place::Local(local) = &self.place else {
+            return Ok(self.metas(folder)?.into_iter().map(|meta| meta.location.into()).collect());
+        };
+        let paths = local.file_names(folder)?.into_iter();
+        Ok(paths.filter_map(|path| path.into_os_string().into_string().ok()).collect())
+    }
+
+    fn metas(&self, folder: &str) -> Result<Vec<ObjectMeta>> {
+        let listing = self.objects.list(Some(&ObjectPath::from(folder))).try_collect();
+        self.runtime.block_on(listing).map_err(|error| failure(Doing::Listing, &format!("{folder}/"), error))
+    }
+
+    fn list<Id: Ord + Copy>(
+        &self,
+        folder: &str,
+        parse: fn(&str) -> Result<Id>,
+        name: fn(Id) -> ObjectName,
+    ) -> Result<Vec<Listed<Id>>> {
+        let metas = self.metas(folder)?;
+        let mut listed: Vec<_> = metas
+            .iter()
+            .filter_map(|meta| {
+                let id = named(meta.location.as_ref(), parse, name)?;
+                Some(Listed { id, len: meta.size, stored_ms: meta.last_modified.timestamp_millis() })
+            })
+            .collect();
+        listed.sort_unstable_by_key(|listed| listed.id);
+        Ok(listed)
+    }
+}
+
+fn ids<Id: Ord + Copy>(paths: &[String], parse: fn(&str) -> Result<Id>, name: fn(Id) -> ObjectName) -> Vec<Id> {
+    let mut ids: Vec<Id> = paths.iter().filter_map(|path| named(path, parse, name)).collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// The id of the object at `path`. Other names are no objects of a repository (docs/format.md §1).
+pub(crate) fn named<Id: Copy>(path: &str, parse: fn(&str) -> Result<Id>, name: fn(Id) -> ObjectName) -> Option<Id> {
+    let id = parse(path.rsplit('/').next()?).ok()?;
+    (name(id).path() == path).then_some(id)
+}
