@@ -37,7 +37,9 @@ impl<'a> Machine<'a> {
     fn session(&self) -> Session {
         let store = Store::open_local(&self.fixture.path()).unwrap();
         let repository = Repository::open(store, &unlock(SUITE), Entropy::system()).unwrap();
-        Session { reach: Reach::Named, ..open_session(repository, Some(&self.cache), &Silent).unwrap() }
+        let mut session = open_session(repository, Some(&self.cache), &Silent).unwrap();
+        session.reach = Reach::Named;
+        session
     }
 
     fn back_up(&self, vdi: &str, disk: &ModelDisk, time_ms: i64) -> (SnapshotId, u64) {

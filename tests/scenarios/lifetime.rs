@@ -179,7 +179,8 @@ fn delivery(any_order: bool) -> Delivery {
 }
 
 fn live(suite: Suite, reach: Reach, steps: &[Step]) {
-    let fixture = RepoFixture { reach, ..RepoFixture::small(suite) };
+    let mut fixture = RepoFixture::small(suite);
+    fixture.reach = reach;
     let session = Some(fixture.session());
     let disks = [ModelDisk::scattered(5_000_123, 7, 1), ModelDisk::new(3 << 20)];
     let mut life = Life { fixture, session, disks, live: BTreeMap::new(), newest: [Vec::new(), Vec::new()] };

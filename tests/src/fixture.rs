@@ -74,7 +74,8 @@ impl RepoFixture {
     pub fn try_session(&self) -> Result<Session> {
         let store = Store::open_local(&self.path())?;
         let repository = Repository::open(store, &unlock(self.suite), Entropy::system())?;
-        let session = Session { reach: self.reach, ..open_session(repository, None, &Silent)? };
+        let mut session = open_session(repository, None, &Silent)?;
+        session.reach = self.reach;
         match self.reach {
             Reach::Listed => drop(session.catch_up(&Silent)?),
             Reach::Named => drop(session.begin("open", Access::Read, &Silent)?),

@@ -57,7 +57,8 @@ impl World {
     }
 
     pub(super) fn with(reach: Reach) -> Arc<Self> {
-        let mut fixture = RepoFixture { reach, ..RepoFixture::small(Suite::None) };
+        let mut fixture = RepoFixture::small(Suite::None);
+        fixture.reach = reach;
         let session = fixture.session();
         let mut live = BTreeMap::new();
         let mut to_forget = Vec::new();
