@@ -23,6 +23,7 @@ const EXIT_CODES: &str = "\
 Environment:
   CAIRN_REPO            the repository, when --repo is not given
   CAIRN_PASSPHRASE      the passphrase, when --passphrase-file is not given
+  CAIRN_KEY_FILE        the private key file, when neither --key-file nor --passphrase-file is given
   XDG_CACHE_HOME        where the index of a read-only repository is kept (default ~/.cache)
   TZ                    the time zone of times without one
 
@@ -38,6 +39,15 @@ pub(crate) struct Globals {
     /// Read the passphrase from a file; one newline at its end is not part of it
     #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
     pub(crate) passphrase_file: Option<PathBuf>,
+    /// Open the repository with the private key in a file (see `cairn key generate`) instead of a passphrase
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        conflicts_with = "passphrase_file",
+        help_heading = "Global options"
+    )]
+    pub(crate) key_file: Option<PathBuf>,
     /// Print the result as JSON, and warnings and errors as one JSON object a line
     #[arg(long, global = true, help_heading = "Global options")]
     pub(crate) json: bool,

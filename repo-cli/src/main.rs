@@ -12,6 +12,7 @@ mod invocation;
 mod output;
 mod output_file;
 mod passphrase;
+mod secret;
 mod select;
 mod terminal;
 mod when;

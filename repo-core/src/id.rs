@@ -105,6 +105,16 @@ id_type!(
     RepositoryId, 16, "a repository id"
 );
 
+id_type!(
+    /// The name of the holder of a key pair: a hash of the public key (docs/format.md §5).
+    RecipientId, 16, "a recipient id"
+);
+
+id_type!(
+    /// What tells a repository from one that somebody put in its place: a hash of all that its writers hold (docs/format.md §5).
+    RepositoryPin, 16, "a repository pin"
+);
+
 impl NodeId {
     /// Names no node: everything below is zeros.
     pub const NONE: Self = Self([0; 32]);

@@ -57,7 +57,7 @@ impl Lease {
     /// Puts a lease.
     ///
     /// # Errors
-    /// `Unauthenticated` without the structure key; `Io` when the repository cannot be written.
+    /// `Forbidden` without the structure key; `Io` when the repository cannot be written.
     pub fn put(repository: Arc<Repository>, operation: &str) -> Result<Self> {
         let info = LeaseInfo { operation: operation.to_owned(), process: std::process::id() };
         let (id, object) = RECORD.seal(&repository, info.encode())?;
@@ -70,7 +70,7 @@ impl Lease {
     /// in danger, and a reader elsewhere only of a clear error.
     ///
     /// # Errors
-    /// `Unauthenticated` without the structure key.
+    /// `Forbidden` without the structure key.
     pub fn put_if_writable(repository: Arc<Repository>, operation: &str) -> Result<Self> {
         match Self::put(repository.clone(), operation) {
             Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::NotFound) => {

@@ -107,7 +107,7 @@ impl Tombstone {
 /// Stores a tombstone: from here on its packs are condemned.
 ///
 /// # Errors
-/// `Unauthenticated` without the structure key; `Io`.
+/// `Forbidden` without the structure key; `Io`.
 pub fn put(repository: &Repository, tombstone: &Tombstone) -> Result<TombstoneId> {
     let (id, object) = RECORD.seal(repository, tombstone.encode())?;
     let id = TombstoneId(id);
