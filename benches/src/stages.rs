@@ -8,8 +8,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use repo_core::chunk::{ChunkParams, Chunker};
+use repo_core::entropy::Entropy;
 use repo_core::frame;
 use repo_core::keys::RoleKeys;
+use repo_core::keys::recipient::PrivateKey;
 use repo_core::seal::{Aead, AwsLcAesGcm, KeyedHash, RustCryptoAesGcm};
 use repo_core::units::{BLOCK_LEN, PAGE_LEN, is_zero};
 
@@ -43,6 +45,12 @@ pub(crate) fn run(image: Option<&Path>) -> Result<(), Box<dyn Error>> {
         let mut frame = sample[..512 * 1024].to_vec();
         figure(&format!("seal 512 KiB, {name}"), frame.len(), || sealer.seal_in_place(&[0; 12], &[], &mut frame));
     }
+    let (private, entropy) = (PrivateKey::from_seed(&[3; 32].into()), Entropy::system());
+    let public = private.public();
+    let (encapsulation, _) = public.encapsulate(b"", &entropy)?;
+    micros("X-Wing key pair from its seed", || PrivateKey::from_seed(&[3; 32].into()));
+    micros("X-Wing encapsulation", || public.encapsulate(b"", &entropy).map(|_| ()));
+    micros("X-Wing decapsulation", || private.decapsulate(&encapsulation, b"").map(|_| ()));
     for level in [-1, 1, 2, 3, 5] {
         let frames =
             || sample.chunks(1 << 20).map(|plain| frame::compress(plain, level, 16).map(|(_, packed)| packed.len()));
@@ -85,6 +93,16 @@ fn sample(image: Option<&Path>) -> Result<Vec<u8>, Box<dyn Error>> {
     }
     bytes.truncate(LEN);
     Ok(bytes)
+}
+
+fn micros<T>(name: &str, mut work: impl FnMut() -> T) {
+    const TIMES: u32 = 200;
+    let best = (0..RUNS).map(|_| {
+        let start = Instant::now();
+        (0..TIMES).for_each(|_| drop(black_box(work())));
+        start.elapsed() / TIMES
+    });
+    println!("{name}: {:.0} µs", best.min().unwrap_or(Duration::MAX).as_secs_f64() * 1e6);
 }
 
 fn figure<T>(name: &str, bytes: usize, mut work: impl FnMut() -> T) {

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use libfuzzer_sys::fuzz_target;
+use repo_core::config::Config;
 use repo_core::entropy::Entropy;
 use repo_core::error::{Error, Result};
 use repo_core::id::{EntryId, PackId};
@@ -15,7 +16,7 @@ use repo_core::pack::directory::{Directory, Entry};
 use repo_core::pack::reader::PackReader;
 use repo_core::pack::writer::PackWriter;
 use repo_core::pack::{Content, HEADER_LEN, PackCipher, TRAILER_LEN, Trailer};
-use repo_core::seal::TAG_LEN;
+use repo_core::seal::{Suite, TAG_LEN};
 use repo_core::store::{ObjectName, Store};
 use repo_fuzz::pack::{repair_directory, repair_frames, repair_seal, repair_trailer};
 use repo_fuzz::{check_error, config, has, keys, write_seeds};
@@ -35,6 +36,7 @@ fn accepts(input: &[u8]) -> bool {
             repair(&mut pack);
         }
     }
+    check_encapsulated(&pack);
     if let Err(error) = check_without_store(&pack, has(*control, 3)) {
         check_error(&error);
         return false;
@@ -81,6 +83,15 @@ fn check_without_store(pack: &[u8], is_sealed: bool) -> Result<()> {
     Ok(())
 }
 
+/// The beginning of a pack in an encrypted repository: any frame key kind and any length of an encapsulation.
+fn check_encapsulated(pack: &[u8]) {
+    let config = Config { suite: Suite::Aes256Gcm, ..config() };
+    match PackCipher::open(pack, &config, &keys()) {
+        Ok(cipher) => assert!(cipher.frames_offset() <= pack.len() as u64),
+        Err(error) => check_error(&error),
+    }
+}
+
 /// A store in a folder of this process.
 fn store() -> &'static Store {
     static STORE: OnceLock<Store> = OnceLock::new();
@@ -100,8 +111,15 @@ fn seeds() -> Vec<Vec<u8>> {
     let (folder, entropy) = (folder(), Entropy::seeded(1));
     let store = Store::create_local(&folder).expect("the folder can be made");
     let mut seeds = Vec::new();
-    for (content, frames) in [(Content::Data, 0), (Content::Data, 1), (Content::Meta, 3)] {
-        let cipher = PackCipher::create(content, &config(), &keys(), &entropy).expect("all roles are there");
+    let packs = [
+        (Suite::None, Content::Data, 0),
+        (Suite::None, Content::Data, 1),
+        (Suite::None, Content::Meta, 3),
+        (Suite::Aes256Gcm, Content::Data, 1),
+    ];
+    for (suite, content, frames) in packs {
+        let config = Config { suite, ..config() };
+        let cipher = PackCipher::create(content, &config, &keys(), &entropy).expect("all roles are there");
         let cipher = Arc::new(cipher);
         let mut writer = PackWriter::create(cipher.clone(), &store).expect("the folder can be written");
         for position in 0..frames {

@@ -24,6 +24,7 @@ const EXIT_CODES: &str = "\
 Environment:
   CAIRN_REPO            the repository, when --repo is not given
   CAIRN_PASSPHRASE      the passphrase, when --passphrase-file is not given
+  CAIRN_KEY_FILE        the private key file, when neither --key-file nor --passphrase-file is given
   XDG_CACHE_HOME        where the index of a read-only or remote repository is kept (default ~/.cache)
   AWS_..., AZURE_..., GOOGLE_...   how an object store is reached: keys, region, endpoint, profile
   TZ                    the time zone of times without one
@@ -40,6 +41,15 @@ pub(crate) struct Globals {
     /// Read the passphrase from a file; one newline at its end is not part of it
     #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
     pub(crate) passphrase_file: Option<PathBuf>,
+    /// Open the repository with the private key in a file (see `cairn key generate`) instead of a passphrase
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        conflicts_with = "passphrase_file",
+        help_heading = "Global options"
+    )]
+    pub(crate) key_file: Option<PathBuf>,
     /// Send at most so many bytes a second to an object store, such as 5MiB
     #[arg(long, global = true, value_name = "RATE", value_parser = size::parse, help_heading = "Global options")]
     pub(crate) limit_upload: Option<u64>,

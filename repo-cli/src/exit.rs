@@ -45,6 +45,7 @@ impl Exit {
             | ErrorKind::Unsupported
             | ErrorKind::Corrupt
             | ErrorKind::Unauthenticated
+            | ErrorKind::Forbidden
             | ErrorKind::Unavailable
             | ErrorKind::Io
             | ErrorKind::Internal => Self::Failed,

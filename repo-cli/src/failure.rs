@@ -56,6 +56,11 @@ impl Failure {
         Self { error: self.error.context(outer), ..self }
     }
 
+    /// The kind of the error.
+    pub(crate) fn kind(&self) -> ErrorKind {
+        self.error.kind()
+    }
+
     /// How the process ends.
     pub(crate) fn exit(&self) -> Exit {
         self.exit
@@ -116,6 +121,7 @@ fn kind_name(kind: ErrorKind) -> &'static str {
         ErrorKind::Unsupported => "unsupported",
         ErrorKind::Corrupt => "corrupt",
         ErrorKind::Unauthenticated => "unauthenticated",
+        ErrorKind::Forbidden => "forbidden",
         ErrorKind::Locked => "locked",
         ErrorKind::Unavailable => "unavailable",
         ErrorKind::Io => "io",

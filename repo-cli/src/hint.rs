@@ -11,6 +11,10 @@ use crate::cloud;
 pub(crate) fn of(error: &Error) -> Option<String> {
     let hint = match error.kind() {
         ErrorKind::Locked => "other cairn processes are at work here: wait for one to end, and try again",
+        ErrorKind::Forbidden => {
+            "give a key of the role that this takes, admin or restore for the content of disks, with --key-file or \
+             --passphrase-file; `cairn key list` shows the roles"
+        }
         ErrorKind::Corrupt => "`cairn check` names what is damaged and which snapshots it hits",
         ErrorKind::Unavailable | ErrorKind::Io => {
             let of_store = || cloud::hint(&error.chain());

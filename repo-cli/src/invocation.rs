@@ -11,7 +11,6 @@ use repo_core::error::{Error, ErrorKind, ResultExt};
 use repo_core::id::SnapshotId;
 use repo_core::index::Index;
 use repo_core::index::sync::SyncStats;
-use repo_core::keys::slot::{Argon2Cost, Unlock};
 use repo_core::monitor::Monitor;
 use repo_core::ops::open::{self, Access, Session, Working};
 use repo_core::repository::Repository;
@@ -26,7 +25,7 @@ use crate::cloud::{self, CloudRepo, Network};
 use crate::exit::Exit;
 use crate::failure::{Failure, Result, chain};
 use crate::output;
-use crate::passphrase::{Passphrase, Source};
+use crate::secret::{Given, Secret};
 use crate::terminal::Terminal;
 use crate::traffic;
 
@@ -96,9 +95,10 @@ impl Invocation {
         }
     }
 
-    /// Where the repository's passphrase comes from.
-    pub(crate) fn passphrase_source(&self) -> Source<'_> {
-        Source::of_repository(self.globals.passphrase_file.as_deref())
+    /// Where what opens the repository comes from.
+    pub(crate) fn given_secret(&self) -> Given<'_> {
+        let Globals { key_file, passphrase_file, .. } = &self.globals;
+        Given { key_file: key_file.as_deref(), passphrase_file: passphrase_file.as_deref() }
     }
 
     /// Opens the repository.
@@ -106,35 +106,53 @@ impl Invocation {
     /// # Errors
     /// Those of the core, with the next step.
     pub(crate) fn open_repository(&self) -> Result<Repository> {
+        let (store, suite) = self.open_store()?;
+        let secret = self.secret_for(suite)?;
+        self.open_with(store, &secret)
+    }
+
+    /// Opens the repository with this and nothing else, whatever the user gave besides.
+    ///
+    /// # Errors
+    /// Those of the core, with the next step.
+    pub(crate) fn open_repository_by(&self, secret: &Secret) -> Result<Repository> {
+        let (store, _) = self.open_store()?;
+        self.open_with(store, secret)
+    }
+
+    fn open_store(&self) -> Result<(Store, Suite)> {
         let place = self.place()?;
         let store = match &place {
             Place::Folder(path) => Store::open_local(path).map_err(|error| cannot_open(&place, error))?,
             Place::Cloud(cloud) => cloud.open(&self.network)?,
         };
         let suite = Repository::suite_of(&store).map_err(|error| cannot_open(&place, error))?;
-        let passphrase = self.passphrase_for(suite)?;
-        let unlock = match &passphrase {
-            Some(text) => Unlock::Passphrase { text, cost: Argon2Cost::default() },
-            None => Unlock::Open,
-        };
-        Repository::open(store, &unlock, Entropy::system()).map_err(|error| cannot_open(&place, error))
+        Ok((store, suite))
     }
 
-    fn passphrase_for(&self, suite: Suite) -> Result<Option<Passphrase>> {
-        let source = self.passphrase_source();
-        match suite {
-            Suite::Aes256Gcm => source.existing().map(Some),
-            // Whoever gives a passphrase expects encryption: somebody may have put another repository in its place.
-            Suite::None if source.is_given() => {
-                let text =
-                    format!("cannot open repository {}: it is not encrypted, but a passphrase is given", self.place()?);
-                Err(Failure::new(ErrorKind::Invalid, text).hint(
-                    "if it should be encrypted, do not trust it; otherwise unset CAIRN_PASSPHRASE and leave out \
-                     --passphrase-file",
-                ))
-            }
-            Suite::None => Ok(None),
+    fn open_with(&self, store: Store, secret: &Secret) -> Result<Repository> {
+        let place = self.place()?;
+        let opened = Repository::open(store, &secret.unlock(), Entropy::system());
+        let repository = opened.map_err(|error| cannot_open(&place, error))?;
+        let bound = secret.check_bound(&repository);
+        bound.map_err(|failure| failure.context(format!("cannot open repository {place}")))?;
+        Ok(repository)
+    }
+
+    fn secret_for(&self, suite: Suite) -> Result<Secret> {
+        let given = self.given_secret();
+        // Whoever gives a secret expects encryption: somebody may have put another repository in its place.
+        if suite == Suite::None && given.is_given() {
+            let text = format!(
+                "cannot open repository {}: it is not encrypted, but a passphrase or key is given",
+                self.place()?
+            );
+            return Err(Failure::new(ErrorKind::Invalid, text).hint(
+                "if it should be encrypted, do not trust it; otherwise unset CAIRN_PASSPHRASE and CAIRN_KEY_FILE and leave \
+                 out --passphrase-file and --key-file",
+            ));
         }
+        given.existing(suite)
     }
 
     /// Opens the repository with an index that is up to date. From here on, Ctrl-C stops cleanly.
@@ -363,7 +381,9 @@ fn cannot_open(place: &Place<'_>, error: Error) -> Failure {
     match kind {
         _ if hint.is_some() => failure.hint(hint.unwrap_or_default()),
         ErrorKind::NotFound => failure.hint(format!("check the path; `cairn init --repo {place}` makes a new one")),
-        ErrorKind::Unauthenticated => failure.hint("try another passphrase; any of the repository's keys will do"),
+        ErrorKind::Unauthenticated => {
+            failure.hint("try another passphrase or key file; any of the repository's keys will do")
+        }
         ErrorKind::Unsupported => failure.hint("a newer version of cairn wrote this: open it with that one"),
         ErrorKind::Corrupt => {
             failure.hint("restore the damaged file of the repository from a copy of it; the other files are not hurt")

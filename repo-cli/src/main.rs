@@ -13,6 +13,7 @@ mod invocation;
 mod output;
 mod output_file;
 mod passphrase;
+mod secret;
 mod select;
 mod size;
 mod terminal;

@@ -193,6 +193,22 @@ pub(crate) fn short(hex: &str) -> &str {
     hex.get(..SHORT_DIGITS).unwrap_or(hex)
 }
 
+/// Text without meaning to HTML, in elements and in quoted attributes, and without control characters.
+pub(crate) fn html_escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in printable(text).chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
 /// Columns with headings; those in `right` are numbers.
 pub(crate) fn table(headings: &[&str], right: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();

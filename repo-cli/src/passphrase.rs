@@ -94,14 +94,35 @@ impl Source<'_> {
 
 fn read_file(path: &Path) -> Result<Passphrase> {
     let what = format!("passphrase file {}", path.display());
-    let cannot = || format!("cannot read {what}");
+    from_file_bytes(&read_bytes(path, &what)?, &what)
+}
+
+/// Reads a small secret file as text.
+///
+/// # Errors
+/// `Invalid` when it is too long or not UTF-8; `Io`.
+pub(crate) fn read_text(path: &Path, what: &str) -> Result<Zeroizing<String>> {
+    let bytes = read_bytes(path, what)?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| invalid(format!("{what} is not UTF-8")))?;
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
+fn read_bytes(path: &Path, what: &str) -> Result<Zeroizing<Vec<u8>>> {
+    let file = File::open(path).context(|| format!("cannot read {what}"))?;
+    read_all(file, what)
+}
+
+/// Reads a small secret to its end.
+///
+/// # Errors
+/// `Invalid` when it is too long; `Io`.
+pub(crate) fn read_all(from: impl Read, what: &str) -> Result<Zeroizing<Vec<u8>>> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(4096));
-    let file = File::open(path).context(cannot)?;
-    file.take(FILE_LEN_MAX + 1).read_to_end(&mut bytes).context(cannot)?;
+    from.take(FILE_LEN_MAX + 1).read_to_end(&mut bytes).context(|| format!("cannot read {what}"))?;
     if bytes.len() as u64 > FILE_LEN_MAX {
         return Err(invalid(format!("{what} is longer than {FILE_LEN_MAX} bytes")));
     }
-    from_file_bytes(&bytes, &what)
+    Ok(bytes)
 }
 
 fn from_file_bytes(bytes: &[u8], what: &str) -> Result<Passphrase> {

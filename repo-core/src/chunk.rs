@@ -77,7 +77,7 @@ impl ChunkHasher {
     /// A hasher of one repository.
     ///
     /// # Errors
-    /// `Unauthenticated` without the identity key.
+    /// `Forbidden` without the identity key.
     pub fn new(keys: &RoleKeys) -> Result<Self> {
         Ok(Self(derive("cairn v1 chunk id", &[&keys.get(Role::Identity)?[..]])))
     }
@@ -104,7 +104,7 @@ impl Chunker {
     /// A chunker of one repository.
     ///
     /// # Errors
-    /// `Unauthenticated` without the identity key.
+    /// `Forbidden` without the identity key.
     pub fn new(params: ChunkParams, keys: &RoleKeys) -> Result<Self> {
         let mut secret = Box::new([0; SECRET_LEN]);
         blake3::Hasher::new_derive_key("cairn v1 chunk cut")

@@ -72,7 +72,7 @@ impl Config {
     /// The object's bytes.
     ///
     /// # Errors
-    /// `Unauthenticated` without the structure key.
+    /// `Forbidden` without the structure key.
     pub fn encode(&self, keys: &RoleKeys) -> Result<Vec<u8>> {
         let body = minicbor::to_vec(Body {
             id: self.id.0.into(),
@@ -127,7 +127,7 @@ impl Config {
     /// Checks that whoever wrote these bytes held the structure key.
     ///
     /// # Errors
-    /// `Unauthenticated` when somebody else did, or when `keys` lack the role.
+    /// `Unauthenticated` when somebody else did; `Forbidden` when `keys` lack the role.
     pub fn authenticate(bytes: &[u8], keys: &RoleKeys) -> Result<()> {
         let (message, tag) =
             bytes.split_last_chunk::<HASH_LEN>().ok_or_else(|| Error::corrupt("configuration is cut short"))?;

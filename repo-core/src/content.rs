@@ -62,7 +62,7 @@ impl ContentReader {
     /// A reader with empty caches.
     ///
     /// # Errors
-    /// `Unauthenticated` without the structure key.
+    /// `Forbidden` without the structure key.
     pub fn new(repository: Arc<Repository>, index: Arc<Index>) -> Result<Self> {
         let hasher = NodeHasher::new(&repository.keys)?;
         let packs = Cache::with_weighter(CACHE_ITEMS, DIRECTORY_ENTRIES_MAX, DirectoryEntries);

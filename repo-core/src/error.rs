@@ -25,6 +25,8 @@ pub enum ErrorKind {
     Corrupt,
     /// The key does not open this: a wrong passphrase, or bytes somebody changed.
     Unauthenticated,
+    /// The key in use opens the repository and does not grant this: use another key.
+    Forbidden,
     /// Another process holds what is needed: try again later.
     Locked,
     /// The store does not answer now: try again later. Says nothing about the bytes.

@@ -105,6 +105,15 @@ id_type!(
     RepositoryId, 16, "a repository id"
 );
 
+id_type!(
+    /// The name of the holder of a key pair: a hash of the public key (docs/format.md §5).
+    RecipientId, 16, "a recipient id"
+);
+
+id_type!(
+    /// What tells a repository from one that somebody put in its place: a hash of all that its writers hold (docs/format.md §5).
+    RepositoryPin, 16, "a repository pin"
+);
 /// Which tombstone it is, and its bytes' hash. Tombstones sort by age, and one that replaces another comes right after it: who
 /// lists names in ascending order while one is replaced finds the old one or the new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -77,7 +77,7 @@ impl Lease {
     /// Puts a lease.
     ///
     /// # Errors
-    /// `Unauthenticated` without the structure key; `Io`, `Unavailable` when the repository cannot be written.
+    /// `Forbidden` without the structure key; `Io`, `Unavailable` when the repository cannot be written.
     pub fn put(repository: &Repository, operation: &str) -> Result<Self> {
         let info = LeaseInfo { operation: operation.to_owned(), process: std::process::id() };
         let (id, object) = RECORD.seal(repository, info.encode())?;
@@ -96,7 +96,7 @@ impl Lease {
     /// in danger, and a reader elsewhere only of a clear error.
     ///
     /// # Errors
-    /// `Unauthenticated` without the structure key; `Unavailable`.
+    /// `Forbidden` without the structure key; `Unavailable`.
     pub fn put_if_writable(repository: &Repository, operation: &str) -> Result<Self> {
         match Self::put(repository, operation) {
             Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::NotFound) => {

@@ -136,7 +136,7 @@ impl NodeHasher {
     /// A hasher of one repository.
     ///
     /// # Errors
-    /// `Unauthenticated` without the structure key.
+    /// `Forbidden` without the structure key.
     pub fn new(keys: &RoleKeys) -> Result<Self> {
         Ok(Self(derive("cairn v1 manifest node id", &[&keys.get(Role::Structure)?[..]])))
     }

@@ -5,8 +5,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// The format version this code writes, and the newest it reads.
-pub const FORMAT_VERSION: u16 = 1;
+/// The format version this code writes, and the only one it reads.
+pub const FORMAT_VERSION: u16 = 2;
 
 const MAGIC: [u8; 5] = *b"CAIRN";
 /// Feature bits a reader of this version understands: none yet.
@@ -77,6 +77,13 @@ impl ObjectHeader {
         if header.version.get() == 0 {
             return Err(Error::corrupt("format version 0 does not exist"));
         }
+        if header.version.get() < FORMAT_VERSION {
+            let text = format!(
+                "format version {} was only written before the first release, and is not read any more",
+                header.version
+            );
+            return Err(Error::new(ErrorKind::Unsupported, text));
+        }
         if header.version.get() > FORMAT_VERSION {
             return Err(Error::new(
                 ErrorKind::Unsupported,
@@ -121,7 +128,7 @@ mod tests {
     #[test]
     fn the_header_has_the_layout_of_the_format_page() {
         let header = ObjectHeader::new(ObjectKind::Pack);
-        assert_eq!(header.as_bytes(), b"CAIRNp\x01\x00\0\0\0\0\0\0\0\0");
+        assert_eq!(header.as_bytes(), b"CAIRNp\x02\x00\0\0\0\0\0\0\0\0");
         assert_eq!(ObjectHeader::check(header.as_bytes(), ObjectKind::Pack).unwrap(), b"");
     }
 
@@ -131,8 +138,10 @@ mod tests {
         let kind = |bytes: &[u8]| ObjectHeader::check(bytes, ObjectKind::Pack).unwrap_err().kind();
         assert_eq!(kind(ObjectHeader::new(ObjectKind::Config).as_bytes()), ErrorKind::Corrupt);
         assert_eq!(kind(&header.as_bytes()[..15]), ErrorKind::Corrupt);
-        let newer = ObjectHeader { version: 2.into(), ..header };
-        assert_eq!(kind(newer.as_bytes()), ErrorKind::Unsupported);
+        for version in [1, 3] {
+            let other = ObjectHeader { version: version.into(), ..header };
+            assert_eq!(kind(other.as_bytes()), ErrorKind::Unsupported);
+        }
         let unknown = ObjectHeader { required_features: (1 << 40).into(), ..header };
         assert_eq!(kind(unknown.as_bytes()), ErrorKind::Unsupported);
     }

@@ -1,16 +1,19 @@
 //! Packs: immutable objects of frames, a directory and a trailer (docs/format.md §7).
 //!
 //! ```text
-//! header (64) ‖ frames, each sealed ‖ directory, sealed ‖ trailer (32)
+//! header (64) ‖ encapsulation ‖ frames, each sealed ‖ directory, sealed ‖ trailer (32)
 //! ```
 //!
-//! A pack's keys come from a role key and the pack's random salt; nonces count its frames; the header, the position and all
-//! lengths are associated data, so nothing can be moved, cut or swapped unnoticed. The pack's name is the BLAKE3 of
-//! its bytes, so that a keyless server can verify it too.
+//! A pack's keys come from a role key and the pack's random salt. The frames of a data pack in an encrypted repository are
+//! sealed under a key of their own, which is encapsulated to the public data key: whoever writes them need not be able to
+//! read them later. Nonces count frames; the header, the position and all lengths are associated data, so nothing can be
+//! moved, cut or swapped unnoticed. The pack's name is the BLAKE3 of its bytes, so that a keyless server can verify it too.
 
 pub mod directory;
 pub mod reader;
 pub mod writer;
+
+use std::sync::{Arc, OnceLock};
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -20,9 +23,10 @@ use crate::entropy::Entropy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::frame::{self, Codec};
 use crate::id::RepositoryId;
-use crate::keys::{Role, RoleKeys, derive};
+use crate::keys::recipient::{ENCAPSULATION_LEN, PrivateKey};
+use crate::keys::{Key, Role, RoleKeys, derive};
 use crate::object::{ObjectHeader, ObjectKind};
-use crate::seal::{Aead, NONCE_LEN, NONCE_ZERO, Nonce, TAG_LEN};
+use crate::seal::{Aead, NONCE_LEN, NONCE_ZERO, Nonce, Suite, TAG_LEN};
 
 /// The most frames in one pack.
 pub const FRAMES_MAX: usize = 1 << 16;
@@ -33,12 +37,18 @@ pub const HEADER_LEN: usize = size_of::<Header>();
 pub const TRAILER_LEN: usize = size_of::<Trailer>();
 
 const TRAILER_MAGIC: [u8; 8] = *b"CAIRNEND";
+/// Bytes of a pack's beginning that hold all that stands before its frames.
+pub(crate) const HEAD_LEN_MAX: usize = HEADER_LEN + ENCAPSULATION_LEN;
+
+/// The frame key is derived from a role key.
 const FRAME_KEY_DERIVED: u8 = 0;
+/// The frame key is encapsulated to the public data key.
+const FRAME_KEY_ENCAPSULATED: u8 = 1;
 
 /// What a pack's entries are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
-    /// Chunks of disks, under the data key.
+    /// Chunks of disks, sealed to the public data key.
     Data,
     /// Manifest nodes, under the structure key.
     Meta,
@@ -65,10 +75,11 @@ impl Content {
         }
     }
 
-    fn role(self) -> Role {
-        match self {
-            Self::Data => Role::Data,
-            Self::Meta => Role::Structure,
+    /// How the frames' key is had in repositories of a suite: one way for each.
+    fn frame_key(self, suite: Suite) -> u8 {
+        match (self, suite) {
+            (Self::Data, Suite::Aes256Gcm) => FRAME_KEY_ENCAPSULATED,
+            (Self::Data, Suite::None) | (Self::Meta, _) => FRAME_KEY_DERIVED,
         }
     }
 }
@@ -79,7 +90,7 @@ struct Header {
     object: ObjectHeader,
     content: u8,
     frame_key: u8,
-    wrapped_len: U16,
+    encapsulation_len: U16,
     zero: [u8; 12],
     salt: [u8; 32],
 }
@@ -172,53 +183,106 @@ impl SealedFrame {
 /// One pack's keys, and the context its frames and directory are sealed in.
 pub struct PackCipher {
     repository: RepositoryId,
+    suite: Suite,
     header: [u8; HEADER_LEN],
+    encapsulation: Vec<u8>,
     content: Content,
     directory: Box<dyn Aead>,
-    /// `None` without the role that opens frames of this content.
-    frames: Option<Box<dyn Aead>>,
+    frames: FrameKey,
+}
+
+/// What opens a pack's frames.
+enum FrameKey {
+    /// Known, since it was just made or comes of a role key.
+    Known(Box<dyn Aead>),
+    /// To be decapsulated when the first frame is opened: most packs that are opened are opened for their directory.
+    Encapsulated(Arc<PrivateKey>, OnceLock<Box<dyn Aead>>),
+    /// The key in use does not grant the role.
+    NotGranted(Role),
 }
 
 impl PackCipher {
     /// The cipher of a new pack, with a fresh salt.
     ///
     /// # Errors
-    /// `Unauthenticated` without the structure key; `Io` without randomness.
+    /// `Forbidden` without the keys that it takes; `Io` without randomness.
     pub fn create(content: Content, config: &Config, keys: &RoleKeys, entropy: &Entropy) -> Result<Self> {
+        let frame_key = content.frame_key(config.suite);
+        let encapsulation_len = if frame_key == FRAME_KEY_ENCAPSULATED { ENCAPSULATION_LEN } else { 0 };
         let header = Header {
             object: ObjectHeader::new(ObjectKind::Pack),
             content: content.number(),
-            frame_key: FRAME_KEY_DERIVED,
-            wrapped_len: 0.into(),
+            frame_key,
+            encapsulation_len: u16::try_from(encapsulation_len).expect("an encapsulation is short").into(),
             zero: [0; 12],
             salt: entropy.bytes()?,
         };
-        Self::open(header.as_bytes(), config, keys)
+        if frame_key == FRAME_KEY_DERIVED {
+            return Self::open(header.as_bytes(), config, keys);
+        }
+        let info = frame_key_info(config.id, header.as_bytes());
+        let (encapsulation, key) = keys.public_data()?.encapsulate(&info, entropy)?;
+        let cipher = Self::open(&[header.as_bytes(), &encapsulation[..]].concat(), config, keys)?;
+        Ok(Self { frames: FrameKey::Known(config.suite.sealer(&key)), ..cipher })
     }
 
-    /// The cipher of a pack, from its header.
+    /// The cipher of a pack, from its first bytes: the header, and the encapsulation if it has one. What follows is not
+    /// looked at.
     ///
     /// # Errors
-    /// `Corrupt` or `Unsupported` for a header this version does not read; `Unauthenticated` without the structure key.
-    pub fn open(header: &[u8], config: &Config, keys: &RoleKeys) -> Result<Self> {
-        ObjectHeader::check(header, ObjectKind::Pack)?;
-        let fields = Header::ref_from_bytes(header)
-            .map_err(|_| Error::corrupt(format!("pack header has {} bytes instead of {HEADER_LEN}", header.len())))?;
+    /// `Corrupt` or `Unsupported` for a header this version does not read; `Forbidden` without the structure key.
+    pub fn open(head: &[u8], config: &Config, keys: &RoleKeys) -> Result<Self> {
+        ObjectHeader::check(head, ObjectKind::Pack)?;
+        let (fields, rest) = Header::ref_from_prefix(head)
+            .map_err(|_| Error::corrupt(format!("pack header has {} bytes instead of {HEADER_LEN}", head.len())))?;
         let content = Content::from_number(fields.content)?;
-        if fields.frame_key != FRAME_KEY_DERIVED {
+        if fields.frame_key > FRAME_KEY_ENCAPSULATED {
             let text = format!("frame key kind {} is not known to this program", fields.frame_key);
             return Err(Error::new(ErrorKind::Unsupported, text));
         }
-        if fields.wrapped_len.get() != 0 || fields.zero != [0; 12] {
+        if fields.frame_key != content.frame_key(config.suite) {
+            return Err(Error::corrupt(format!("frame key kind {} does not belong into this pack", fields.frame_key)));
+        }
+        let encapsulation_len = if fields.frame_key == FRAME_KEY_ENCAPSULATED { ENCAPSULATION_LEN } else { 0 };
+        if usize::from(fields.encapsulation_len.get()) != encapsulation_len {
+            return Err(Error::corrupt(format!(
+                "encapsulation of {} bytes in the pack header",
+                fields.encapsulation_len
+            )));
+        }
+        if fields.zero != [0; 12] {
             return Err(Error::corrupt("reserved bytes of the pack header are not zero"));
         }
+        let encapsulation =
+            rest.get(..encapsulation_len).ok_or_else(|| Error::corrupt("encapsulation is cut short"))?;
         let directory = derive("cairn v1 directory key", &[&keys.get(Role::Structure)?[..], &fields.salt]);
-        let frames = keys.get(content.role()).ok().map(|role| {
-            let key = derive("cairn v1 frame key", &[&role[..], &fields.salt]);
-            config.suite.sealer(&key)
-        });
-        let header = header.try_into().expect("length was just checked");
-        Ok(Self { repository: config.id, header, content, directory: config.suite.sealer(&directory), frames })
+        let derived = |role: Role| match keys.get(role) {
+            Ok(key) => {
+                let key: Key = derive("cairn v1 frame key", &[&key[..], &fields.salt]);
+                FrameKey::Known(config.suite.sealer(&key))
+            }
+            Err(_) => FrameKey::NotGranted(role),
+        };
+        let frames = match (content, fields.frame_key, keys.private_data()) {
+            (Content::Data, FRAME_KEY_DERIVED, _) => derived(Role::Data),
+            (Content::Meta, ..) => derived(Role::Structure),
+            (Content::Data, _, Ok(private)) => FrameKey::Encapsulated(private.clone(), OnceLock::new()),
+            (Content::Data, _, Err(_)) => FrameKey::NotGranted(Role::Data),
+        };
+        Ok(Self {
+            repository: config.id,
+            suite: config.suite,
+            header: *head.first_chunk().expect("length was just checked"),
+            encapsulation: encapsulation.to_vec(),
+            content,
+            directory: config.suite.sealer(&directory),
+            frames,
+        })
+    }
+
+    /// Where the first frame stands in the pack, in bytes.
+    pub fn frames_offset(&self) -> u64 {
+        (HEADER_LEN + self.encapsulation.len()) as u64
     }
 
     /// What the pack's entries are.
@@ -229,7 +293,7 @@ impl PackCipher {
     /// Compresses and seals one frame, then opens and compares it: only what was read back counts as stored.
     ///
     /// # Errors
-    /// `Unauthenticated` without the frame's role key; `Internal` when what was sealed does not open to the same bytes,
+    /// `Forbidden` without the keys that it takes; `Internal` when what was sealed does not open to the same bytes,
     /// which means broken memory or a broken library.
     pub fn seal_frame(&self, position: u32, plain: &[u8], level: i32) -> Result<SealedFrame> {
         let (codec, mut bytes) = frame::compress(plain, level, TAG_LEN)?;
@@ -249,7 +313,7 @@ impl PackCipher {
     /// Opens and decompresses one frame.
     ///
     /// # Errors
-    /// `Unauthenticated` when the bytes were changed or the role is missing; `Corrupt` when they do not decompress.
+    /// `Corrupt` when the bytes were changed or do not decompress; `Forbidden` without the role.
     pub fn open_frame(&self, position: u32, record: &FrameRecord, mut sealed: Vec<u8>) -> Result<Vec<u8>> {
         let context = self.frame_context(position, record);
         self.frame_sealer()?
@@ -259,10 +323,21 @@ impl PackCipher {
     }
 
     fn frame_sealer(&self) -> Result<&dyn Aead> {
-        self.frames.as_deref().ok_or_else(|| {
-            let role = self.content.role().name();
-            Error::new(ErrorKind::Unauthenticated, format!("the key in use does not grant the {role} role"))
-        })
+        match &self.frames {
+            FrameKey::Known(sealer) => Ok(&**sealer),
+            FrameKey::Encapsulated(private, opened) => {
+                if let Some(sealer) = opened.get() {
+                    return Ok(&**sealer);
+                }
+                let info = frame_key_info(self.repository, &self.header);
+                let key = private.decapsulate(&self.encapsulation, &info)?;
+                Ok(&**opened.get_or_init(|| self.suite.sealer(&key)))
+            }
+            FrameKey::NotGranted(role) => {
+                let text = format!("the key in use does not grant the {} role", role.name());
+                Err(Error::new(ErrorKind::Forbidden, text))
+            }
+        }
     }
 
     fn frame_context(&self, position: u32, record: &FrameRecord) -> Vec<u8> {
@@ -291,8 +366,13 @@ impl PackCipher {
     }
 
     fn directory_context(&self, trailer: &Trailer) -> Vec<u8> {
-        [self.repository.as_bytes(), &self.header[..], trailer.as_bytes()].concat()
+        [self.repository.as_bytes(), &self.header[..], &self.encapsulation, trailer.as_bytes()].concat()
     }
+}
+
+/// What an encapsulated frame key is bound to.
+fn frame_key_info(repository: RepositoryId, header: &[u8]) -> Vec<u8> {
+    [b"cairn v1 frame key", &repository.as_bytes()[..], header].concat()
 }
 
 fn frame_nonce(position: u32) -> Nonce {
@@ -312,7 +392,7 @@ mod tests {
             object: ObjectHeader::new(ObjectKind::Pack),
             content: 2,
             frame_key: 0,
-            wrapped_len: 0x0102.into(),
+            encapsulation_len: 0x0102.into(),
             zero: [0; 12],
             salt: [9; 32],
         };

@@ -31,7 +31,7 @@ impl RecordKind {
     /// Seals a record: the object's name and its bytes.
     ///
     /// # Errors
-    /// `Unauthenticated` without the structure key; `Invalid` when it is too large; `Io` without randomness.
+    /// `Forbidden` without the structure key; `Invalid` when it is too large; `Io` without randomness.
     pub(crate) fn seal(&self, repository: &Repository, mut record: Vec<u8>) -> Result<([u8; 32], Vec<u8>)> {
         let salt: [u8; SALT_LEN] = repository.entropy.bytes()?;
         let too_large = |len: usize| Error::invalid(format!("a record of {len} bytes is too large"));

@@ -7,7 +7,7 @@ use crate::config::{CONFIG_LEN_MAX, Config, StoreFindings};
 use crate::entropy::Entropy;
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::id::{RepositoryId, SlotId};
-use crate::keys::slot::{self, SLOT_LEN_MAX, SlotInfo, Unlock};
+use crate::keys::slot::{self, Grant, Lock, NewSlot, SLOT_LEN_MAX, SlotInfo, Unlock};
 use crate::keys::{Key, RoleKeys};
 use crate::seal::Suite;
 use crate::store::{ObjectName, Store};
@@ -53,11 +53,14 @@ pub struct Repository {
     pub keys: RoleKeys,
     /// Randomness for salts.
     pub entropy: Entropy,
+    /// The key slot that was opened.
+    slot: SlotId,
+    grant: Grant,
     master: Option<Key>,
 }
 
 impl Repository {
-    /// Makes a repository in an empty store, with one key slot.
+    /// Makes a repository in an empty store, with one key slot, which grants everything.
     ///
     /// # Errors
     /// `Invalid` when `unlock` does not go with the suite; `AlreadyExists`; `Io`.
@@ -82,8 +85,18 @@ impl Repository {
         let keys = RoleKeys::from_master(&master);
         let bytes = config.encode(&keys)?;
         Config::decode(&bytes).map_err(|error| Error::with_source(ErrorKind::Invalid, "cannot create that", error))?;
-        let repository = Self { store, config, keys, entropy, master: Some(master) };
-        let slot = repository.add_slot(unlock, label, options.now_ms)?;
+        let public = match unlock {
+            Unlock::PrivateKey(private) => Some(private.public()),
+            _ => None,
+        };
+        let lock = match (unlock, &public) {
+            (Unlock::Passphrase { text, cost }, _) => Lock::Passphrase { text, cost: *cost },
+            (_, Some(public)) => Lock::Recipient(public),
+            _ => Lock::Open,
+        };
+        let first = NewSlot { lock, grant: Grant::Admin, label, created_ms: options.now_ms };
+        let slot = put_slot(&store, &first, &master, config.id, &entropy)?;
+        let repository = Self { store, config, keys, entropy, slot, grant: Grant::Admin, master: Some(master) };
         repository.refuse_other_slots(slot)?;
         // Last: a folder without it is no repository yet.
         if let Err(error) = repository.store.put_new(ObjectName::Config, &bytes) {
@@ -121,7 +134,8 @@ impl Repository {
         check_unlock(config.suite, unlock)?;
         let opened = open_any_slot(&store, config.id, unlock)?;
         Config::authenticate(&bytes, &opened.roles)?;
-        Ok(Self { store, config, keys: opened.roles, entropy, master: opened.master })
+        let slot::Opened { id: slot, grant, roles: keys, master } = opened;
+        Ok(Self { store, config, keys, entropy, slot, grant, master })
     }
 
     /// Whether the repository in `store` wants a passphrase.
@@ -133,22 +147,36 @@ impl Repository {
         Ok(config.suite)
     }
 
+    /// The key slot that was opened.
+    pub fn slot(&self) -> SlotId {
+        self.slot
+    }
+
+    /// What the key in use grants.
+    pub fn grant(&self) -> Grant {
+        self.grant
+    }
+
     /// Adds a key slot, and gives its name.
     ///
     /// # Errors
-    /// `Unauthenticated` when this process does not hold the master key; `Invalid`; `Io`.
-    pub fn add_slot(&self, unlock: &Unlock<'_>, label: &str, now_ms: i64) -> Result<SlotId> {
-        check_unlock(self.config.suite, unlock)?;
-        let master = self.master.as_ref().ok_or_else(|| {
-            Error::new(
-                ErrorKind::Unauthenticated,
-                "the key in use does not hold the master key, which a new slot needs",
-            )
-        })?;
-        let bytes = slot::encode(master, unlock, label, now_ms, self.config.id, &self.entropy)?;
-        let id = SlotId(*blake3::hash(&bytes).as_bytes());
-        self.store.put_new(ObjectName::Slot(id), &bytes)?;
-        Ok(id)
+    /// `Forbidden` when this process does not hold the master key; `Invalid` when the repository takes no such slot; `Io`.
+    pub fn add_slot(&self, new: &NewSlot<'_>) -> Result<SlotId> {
+        if self.config.suite == Suite::None {
+            return Err(Error::invalid("this repository is not encrypted and takes no further key"));
+        }
+        if matches!(new.lock, Lock::Open) {
+            return Err(Error::invalid("this repository is encrypted: a key slot needs a passphrase or a public key"));
+        }
+        put_slot(&self.store, new, self.master()?, self.config.id, &self.entropy)
+    }
+
+    fn master(&self) -> Result<&Key> {
+        self.master.as_ref().ok_or_else(|| {
+            let text =
+                format!("the key in use grants the role {} only, and keys are managed by admin", self.grant.name());
+            Error::new(ErrorKind::Forbidden, text)
+        })
     }
 
     /// The key slots, oldest first. Slots that cannot be read are errors beside the others.
@@ -169,19 +197,37 @@ impl Repository {
         Ok(slots)
     }
 
-    /// Removes a key slot. The last one that can be read is never removed: the repository would be lost.
+    /// Removes a key slot. The last one that can be read and grants everything is never removed: nobody could hand out
+    /// keys any more, and in the end the repository would be lost.
     ///
     /// # Errors
-    /// `NotFound`; `Invalid` for the last one.
+    /// `Forbidden` when this process does not hold the master key; `NotFound`; `Invalid` for the last one.
     pub fn remove_slot(&self, id: SlotId) -> Result<()> {
+        self.master()?;
         // Two removals at once could each leave the other's slot as the last one.
         let _lock = self.store.lock_slots()?;
         let slots = self.slots()?;
-        if !slots.iter().flatten().any(|slot| slot.id != id) {
-            return Err(Error::invalid("this is the last key slot: without it the repository could never be opened"));
+        if !slots.iter().flatten().any(|slot| slot.id != id && slot.grant == Grant::Admin) {
+            return Err(Error::invalid(
+                "this is the last key slot that grants everything: without it no key could be added any more, and once all \
+                 keys are gone the repository is lost",
+            ));
         }
         self.store.delete(ObjectName::Slot(id))
     }
+}
+
+fn put_slot(
+    store: &Store,
+    new: &NewSlot<'_>,
+    master: &Key,
+    repository: RepositoryId,
+    entropy: &Entropy,
+) -> Result<SlotId> {
+    let bytes = slot::encode(new, master, repository, entropy)?;
+    let id = SlotId(*blake3::hash(&bytes).as_bytes());
+    store.put_new(ObjectName::Slot(id), &bytes)?;
+    Ok(id)
 }
 
 fn config_bytes(store: &Store) -> Result<Vec<u8>> {
@@ -193,30 +239,51 @@ fn config_bytes(store: &Store) -> Result<Vec<u8>> {
 
 fn check_unlock(suite: Suite, unlock: &Unlock<'_>) -> Result<()> {
     match (suite, unlock) {
-        (Suite::None, Unlock::Open) | (Suite::Aes256Gcm, Unlock::Passphrase { .. }) => Ok(()),
-        (Suite::None, _) => Err(Error::invalid("this repository is not encrypted and takes no passphrase")),
-        (Suite::Aes256Gcm, _) => Err(Error::new(ErrorKind::Unauthenticated, "this repository wants a passphrase")),
+        (Suite::None, Unlock::Open) | (Suite::Aes256Gcm, Unlock::Passphrase { .. } | Unlock::PrivateKey(_)) => Ok(()),
+        (Suite::None, _) => Err(Error::invalid("this repository is not encrypted and takes no passphrase and no key")),
+        (Suite::Aes256Gcm, Unlock::Open) => {
+            Err(Error::new(ErrorKind::Unauthenticated, "this repository wants a passphrase or a private key"))
+        }
     }
 }
 
+/// Opens the slot that grants most of those that `unlock` opens.
 fn open_any_slot(store: &Store, id: RepositoryId, unlock: &Unlock<'_>) -> Result<slot::Opened> {
     let listed = store.list_slots()?;
     let mut damaged = None;
-    for slot_listed in &listed {
-        let opened = store
-            .get(ObjectName::Slot(slot_listed.id), SLOT_LEN_MAX)
-            .and_then(|bytes| slot::open(slot_listed.id, &bytes, unlock, id));
-        match opened {
-            Ok(Some(opened)) => return Ok(opened),
-            Ok(None) => {}
+    let mut candidates = Vec::new();
+    for listed in &listed {
+        let read = store.get(ObjectName::Slot(listed.id), SLOT_LEN_MAX).and_then(|bytes| {
+            let info = slot::inspect(listed.id, &bytes)?;
+            Ok((info, bytes))
+        });
+        match read {
+            Ok(read) => candidates.push(read),
             // Another slot may still open.
             Err(error) => damaged = Some(error),
         }
     }
-    match damaged {
-        Some(error) => Err(error.context("no key slot opens, and one cannot be read")),
-        None if listed.is_empty() => Err(Error::corrupt("the repository has no key slot: keys/ is empty")),
-        None => {
+    if let Unlock::PrivateKey(private) = unlock {
+        let own = private.public().recipient();
+        candidates.retain(|(info, _)| info.recipient == Some(own));
+    }
+    candidates.sort_by_key(|(info, _)| (info.grant, info.id));
+    for (info, bytes) in &candidates {
+        match slot::open(info.id, bytes, unlock, id) {
+            Ok(Some(opened)) => return Ok(opened),
+            Ok(None) => {}
+            Err(error) => damaged = Some(error),
+        }
+    }
+    match (damaged, unlock) {
+        (Some(error), _) => Err(error.context("no key slot opens, and one cannot be read")),
+        (None, _) if listed.is_empty() => Err(Error::corrupt("the repository has no key slot: keys/ is empty")),
+        (None, Unlock::PrivateKey(_)) => {
+            let text =
+                "the private key opens no key slot of this repository: it is another repository's, or was removed";
+            Err(Error::new(ErrorKind::Unauthenticated, text))
+        }
+        (None, _) => {
             Err(Error::new(ErrorKind::Unauthenticated, "wrong passphrase: it opens no key slot of this repository"))
         }
     }

@@ -268,7 +268,7 @@ impl TryFrom<StoredDisk> for Disk {
 /// Seals a record and stores it: from here on the snapshot exists. Everything it names must be durable.
 ///
 /// # Errors
-/// `Unauthenticated` without the structure key; `Io`.
+/// `Forbidden` without the structure key; `Io`.
 pub fn commit(repository: &Repository, snapshot: Snapshot) -> Result<NamedSnapshot> {
     let (id, object) = seal(repository, &snapshot)?;
     repository.store.put_new(ObjectName::Snapshot(id), &object)?;
@@ -278,7 +278,7 @@ pub fn commit(repository: &Repository, snapshot: Snapshot) -> Result<NamedSnapsh
 /// Seals a record: its name and its bytes, not yet stored.
 ///
 /// # Errors
-/// `Unauthenticated` without the structure key; `Invalid` when it is too large or its remarks are.
+/// `Forbidden` without the structure key; `Invalid` when it is too large or its remarks are.
 pub fn seal(repository: &Repository, snapshot: &Snapshot) -> Result<(SnapshotId, Vec<u8>)> {
     snapshot.remarks.check()?;
     let sealed = KIND.seal(repository, snapshot.encode());

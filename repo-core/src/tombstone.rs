@@ -128,7 +128,7 @@ impl Tombstone {
 /// Stores a tombstone: from here on its packs are condemned.
 ///
 /// # Errors
-/// `Unauthenticated` without the structure key; `Io`.
+/// `Forbidden` without the structure key; `Io`.
 pub fn put(repository: &Repository, tombstone: &Tombstone) -> Result<TombstoneName> {
     let (id, object) = RECORD.seal(repository, tombstone.encode())?;
     let name = TombstoneName { serial: tombstone.serial, step: tombstone.step, id: TombstoneId(id) };

@@ -8,7 +8,8 @@
 
 SNAPSHOT is an id, the first digits of one, or `latest`: the newest snapshot that holds the VDI. OUT.raw becomes a
 sparse raw image of the disk. The passphrase comes from the file given with --passphrase-file (without its last line
-end), from CAIRN_PASSPHRASE, or is asked for; a repository without encryption needs none.
+end), from CAIRN_PASSPHRASE, or is asked for; --key-file gives a private key instead. A repository without encryption
+needs neither.
 
 This program was written from docs/format.md alone and shares no code with Cairn; § in the comments is a section of
 that page. It reads `config`, `keys/`, `packs/` and `snapshots/`, writes to none of them, and believes nothing it has
@@ -19,7 +20,7 @@ zeros for the rest, and says where.
 Exit status: 0 all is well, 1 it cannot be done (no such snapshot, wrong passphrase ...), 2 wrong usage, 3 something
 is damaged or not in this format.
 """
-import argparse, datetime, functools, getpass, hashlib, json, os, re, struct, sys
+import argparse, datetime, functools, getpass, hashlib, hmac, json, os, re, struct, sys
 from pathlib import Path
 
 try:
@@ -28,6 +29,8 @@ try:
     from argon2.low_level import Type, hash_secret_raw
     from blake3 import blake3
     from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 except ImportError as missing:
     sys.exit(f"extract.py: {missing}; try: pip install -r requirements.txt")
@@ -36,6 +39,8 @@ PAGE, BLOCK = 4096, 2 << 20                     # §6
 NONE, AES_256_GCM = 0, 1                        # §3, suites
 DATA, META = 1, 2                               # §7, content of a pack
 ZERO_NONCE, NO_NODE = bytes(12), bytes(32)      # §5, §7, §9; §8
+ENCAPSULATION = 1120                            # §3
+GRANTS = {0: {0}, 1: {1, 2, 3}, 2: {1, 2, 4}, 3: {2}}   # §5, which keys a bundle holds
 
 
 class Problem(Exception):
@@ -65,6 +70,78 @@ def unseal(suite, key, nonce, ad, sealed, name):
     elif suite == NONE and keyed(key, nonce + struct.pack("<Q", len(ad)) + ad + body)[:16] == tag:
         return body
     raise Damage(f"{name}: its tag does not fit")
+
+
+def x25519(private, public):
+    """RFC 7748, also where the result is zeros, which the library refuses."""
+    p, a24 = 2**255 - 19, 121665
+    k = bytearray(private)
+    k[0], k[31] = k[0] & 248, k[31] & 127 | 64
+    k, u = int.from_bytes(k, "little"), int.from_bytes(public, "little") % 2**255 % p
+    x2, z2, x3, z3, swap = 1, 0, u, 1, 0
+    for t in reversed(range(255)):
+        bit = k >> t & 1
+        if swap ^ bit:
+            x2, x3, z2, z3 = x3, x2, z3, z2
+        swap = bit
+        a, b, c, d = x2 + z2, x2 - z2, x3 + z3, x3 - z3
+        da, cb, aa, bb = d * a % p, c * b % p, a * a % p, b * b % p
+        x3, z3, x2 = (da + cb) ** 2 % p, u * (da - cb) ** 2 % p, aa * bb % p
+        z2 = (aa - bb) * (aa + a24 * (aa - bb)) % p
+    if swap:
+        x2, z2 = x3, z3
+    return (x2 * pow(z2, p - 2, p) % p).to_bytes(32, "little")
+
+
+@functools.lru_cache(maxsize=8)
+def key_pair(private):
+    """draft-connolly-cfrg-xwing-kem: what a decapsulation key expands to: ML-KEM key, X25519 key, X25519 public key."""
+    expanded = hashlib.shake_256(private).digest(96)
+    curve = X25519PrivateKey.from_private_bytes(expanded[64:]).public_key().public_bytes_raw()
+    return MLKEM768PrivateKey.from_seed_bytes(expanded[:64]), expanded[64:], curve
+
+
+def public_key(private):
+    lattice, _, curve = key_pair(private)
+    return lattice.public_key().public_bytes_raw() + curve
+
+
+def agreed(private, encapsulation, info):
+    """§3: X-Wing, then the key schedule of RFC 9180, 5.1, and its export, 5.3."""
+    lattice, curve_private, curve_public = key_pair(private)
+    of_lattice, of_curve = encapsulation[:1088], encapsulation[1088:]
+    shared = hashlib.sha3_256(lattice.decapsulate(of_lattice) + x25519(curve_private, of_curve) + of_curve
+                              + curve_public + rb"\.//^" + b"\\").digest()
+    suite = b"HPKE-v1" + b"HPKE" + struct.pack(">HHH", 0x647A, 0x0001, 0xFFFF)
+
+    def extract(salt, label, material):
+        return hmac.digest(salt, suite + label + material, "sha256")
+
+    def expand(key, label, context):                    # 32 bytes are one block of HKDF
+        return hmac.digest(key, struct.pack(">H", 32) + suite + label + context + b"\x01", "sha256")
+
+    context = b"\0" + extract(b"", b"psk_id_hash", b"") + extract(b"", b"info_hash", info)
+    secret = extract(shared, b"secret", b"")
+    return expand(expand(secret, b"exp", context), b"sec", b"cairn v1 key")
+
+
+def private_key(text):
+    """§5, keys as text: four rows of 8 bytes and 2 of a checksum."""
+    lines = [line for line in text.upper().splitlines() if not line.lstrip().startswith("#")]
+    typed = "".join(lines).partition("CAIRN-PRIVATE-1")[2] if "CAIRN-PRIVATE-1" in text.upper() else "".join(lines)
+    typed = re.sub(r"[\s:-]", "", typed).translate(str.maketrans("OIL", "011"))[:64]
+    if not re.fullmatch("[0-9A-HJKMNP-TV-Z]{64}", typed):
+        raise Problem("the key file holds no private key")
+    key = b""
+    for row in range(4):
+        number = 0
+        for char in typed[16 * row:16 * row + 16]:
+            number = number << 5 | "0123456789ABCDEFGHJKMNPQRSTVWXYZ".index(char)
+        data = number.to_bytes(10, "big")
+        if derive("cairn v1 private key text", struct.pack("<H", row) + data[:8])[:2] != data[8:]:
+            raise Problem(f"row {row + 1} of the private key is mistyped")
+        key += data[:8]
+    return key
 
 
 def cbor_map(data, name):
@@ -116,8 +193,8 @@ def check_header(data, kind, name):
     if len(data) < 16 or data[:6] != b"CAIRN" + kind:
         raise Damage(f"{name}: does not begin like an object of its kind")
     version, features = struct.unpack_from("<HQ", data, 6)
-    if version != 1 or features != 0:
-        raise Damage(f"{name}: says format version {version}, features {features:#x}; this program reads version 1")
+    if version != 2 or features != 0:
+        raise Damage(f"{name}: says format version {version}, features {features:#x}; this program reads version 2")
 
 
 class Pack:
@@ -130,20 +207,27 @@ class Pack:
             raise Damage(f"{self.name}: too short for a pack")
         self.header, trailer = self.read(0, 64), self.read(size - 32, 32)
         check_header(self.header, b"p", self.name)
-        self.content, frame_key, wrapped = struct.unpack_from("<BBH", self.header, 16)
-        if self.content not in (DATA, META) or frame_key != 0 or wrapped != 0 or any(self.header[20:32]):
+        self.content, frame_key, extra = struct.unpack_from("<BBH", self.header, 16)
+        encapsulated = self.content == DATA and repo.suite == AES_256_GCM
+        if self.content not in (DATA, META) or (frame_key, extra) != ((1, ENCAPSULATION) if encapsulated else (0, 0)) \
+                or any(self.header[20:32]) or size < 64 + extra + 32:
             raise Damage(f"{self.name}: its content or its frame key is unknown to this program")
+        encapsulation = self.read(64, extra)
         start, length, frames, total = struct.unpack_from("<QIIQ", trailer)
         if trailer[24:] != b"CAIRNEND" or total != size or start + length != size - 32:
             raise Damage(f"{self.name}: its trailer is wrong (cut off?)")
         salt, role = self.header[32:], "data" if self.content == DATA else "structure"
-        self.frame_key = derive("cairn v1 frame key", repo.key(role) + salt)
+        if encapsulated:
+            info = b"cairn v1 frame key" + repo.id + self.header
+            self.frame_key = agreed(repo.key(role), encapsulation, info)
+        else:
+            self.frame_key = derive("cairn v1 frame key", repo.key(role) + salt)
         self.directory = unseal(repo.suite, derive("cairn v1 directory key", repo.key("structure") + salt), ZERO_NONCE,
-                                repo.id + self.header + trailer, self.read(start, length), f"{self.name}, directory")
+                                repo.id + self.header + encapsulation + trailer, self.read(start, length), f"{self.name}, directory")
         # Only now, with the tag checked, is the directory looked at.
         if self.directory[:4] != trailer[12:16] or len(self.directory) < 8 + 16 * frames:
             raise Damage(f"{self.name}: directory and trailer disagree")
-        self.frames, offset, entry = [], 64, 8 + 16 * frames  # offset, sealed length, length, codec, entries from, to
+        self.frames, offset, entry = [], 64 + extra, 8 + 16 * frames  # offset, sealed length, length, codec, entries from, to
         for n in range(frames):
             sealed, plain, count, codec = struct.unpack_from("<IIIB", self.directory, 8 + 16 * n)
             self.frames.append((offset, sealed, plain, codec, entry, entry + 36 * count))
@@ -193,8 +277,9 @@ class Pack:
 
 
 class Repository:
-    def __init__(self, path, passphrase, keep_going=False):
+    def __init__(self, path, passphrase, private, keep_going=False):
         self.path, self.passphrase, self.keep_going = Path(path), passphrase, keep_going
+        self.private = private                          # a private key, or None
         self.damage = {}                                # damage met that did not stop us, as text
         self.roles, self.packs, self.where = {}, [], {}
 
@@ -250,7 +335,7 @@ class Repository:
             raise Damage("config: its authentication does not fit: no holder of the keys wrote it")
 
     def open_slot(self, path, name):
-        """§5: put the keys that a slot hands out into self.roles, or give the reason why not."""
+        """§5: put the keys that a slot grants into self.roles, or give the reason why not."""
         self.check_name(path, name)
         data = path.read_bytes()
         check_header(data, b"k", name)
@@ -259,9 +344,15 @@ class Repository:
         end = 20 + int.from_bytes(data[16:20], "little")
         parameters = cbor_map(data[20:end], name)
         kind, salt = field(parameters, 0, int, name), field(parameters, 3, bytes, name, 32, 32)
-        ad = data[:end] + self.id
+        ad, grant = data[:end] + self.id, field(parameters, 5, int, name)
+        if grant not in GRANTS:
+            return f"{name} grants {grant}, which is unknown to this program"
+        if (kind == 0) != (self.suite == NONE):
+            return f"{name} is of kind {kind}, which does not belong here"
         if kind == 0:
             bundle = unseal(NONE, derive("cairn v1 open key slot", salt), ZERO_NONCE, ad, data[end:], name)
+        elif kind == 1 and self.private:
+            return f"{name} wants a passphrase"
         elif kind == 1:
             memory, passes, lanes = costs = field(parameters, 4, list, name, 3, 3)
             if not all(type(n) is int and 1 <= n <= most for n, most in zip(costs, (1 << 20, 100, 255))):
@@ -271,9 +362,20 @@ class Repository:
                 bundle = unseal(AES_256_GCM, key, ZERO_NONCE, ad, data[end:], name)
             except Damage:                              # its name was right, so the slot is whole
                 return f"the passphrase does not open {name[:17]}"
+        elif kind == 2 and not self.private:
+            return f"{name[:17]} wants a private key"
+        elif kind == 2:
+            own = derive("cairn v1 recipient id", public_key(self.private))[:16]
+            if field(parameters, 6, bytes, name, 16, 16) != own:
+                return f"{name[:17]} is for another private key"
+            key = agreed(self.private, field(parameters, 7, bytes, name, ENCAPSULATION, ENCAPSULATION),
+                         b"cairn v1 recipient key slot" + self.id + salt)
+            bundle = unseal(AES_256_GCM, key, ZERO_NONCE, ad, data[end:], name)
         else:
             return f"{name} is of kind {kind}, unknown to this program"
         bundle = cbor_map(bundle, name)
+        if set(bundle) != GRANTS[grant]:
+            raise Damage(f"{name}: its bundle does not hold what it grants")
         for number, role in enumerate(("identity", "structure", "data"), 1):
             if 0 in bundle:
                 self.roles[role] = derive(f"cairn v1 role {role}", field(bundle, 0, bytes, name, 32, 32))
@@ -484,6 +586,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repo", metavar="REPO", help="directory of the repository")
     parser.add_argument("--passphrase-file", metavar="FILE")
+    parser.add_argument("--key-file", metavar="FILE", help="a private key, instead of a passphrase")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="list snapshots, oldest first").add_argument("--json", action="store_true")
     extract = commands.add_parser("extract", help="write a disk as a raw image")
@@ -504,7 +607,11 @@ def main():
             raise Problem("a passphrase is needed: set CAIRN_PASSPHRASE or give --passphrase-file")
         return getpass.getpass("Passphrase: ").encode()
 
-    repo = Repository(args.repo, passphrase, args.command == "verify" or getattr(args, "keep_going", False))
+    try:
+        private = private_key(Path(args.key_file).read_text(errors="replace")) if args.key_file else None
+    except (Problem, OSError) as e:
+        sys.exit(f"extract.py: {e}")
+    repo = Repository(args.repo, passphrase, private, args.command == "verify" or getattr(args, "keep_going", False))
     try:
         if args.command == "verify":                    # before anything needs a key
             for pattern in ("keys/*", "packs/*/*", "snapshots/*"):

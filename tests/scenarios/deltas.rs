@@ -413,7 +413,7 @@ fn single_blocks_of_a_stored_disk_are_read_in_any_order() {
     repository.keys = repository.keys.without(Role::Data);
     let without = open_session(repository, None, &Silent).unwrap();
     let error = BlockReader::new(without.content.clone(), tree).err().unwrap();
-    assert_eq!(error.kind(), ErrorKind::Unauthenticated);
+    assert_eq!(error.kind(), ErrorKind::Forbidden);
     // Damage is found, and nothing of it read.
     for pack in session.index.packs().into_iter().filter(|pack| pack.content == repo_core::pack::Content::Data) {
         let path = fixture.path().join(ObjectName::Pack(pack.id).path());

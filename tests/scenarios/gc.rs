@@ -17,7 +17,7 @@ use repo_core::ops::open::{Reach, Session};
 use repo_core::ops::restore::RestoreOptions;
 use repo_core::seal::Suite;
 use repo_core::{Error, ErrorKind};
-use repo_tests::fixture::{RepoFixture, gc_options, restore_stream};
+use repo_tests::fixture::{RepoFixture, first_frame_offset, gc_options, restore_stream};
 use repo_tests::model::ModelDisk;
 
 use world::{Hooked, Op, World, new_disk};
@@ -211,7 +211,8 @@ fn a_pack_that_cannot_be_moved_whole_stays_where_it_is() {
     for pack in session.index.packs().iter().filter(|pack| pack.content == repo_core::pack::Content::Data).take(2) {
         let path = fixture.path().join(repo_core::store::ObjectName::Pack(pack.id).path());
         let mut bytes = std::fs::read(&path).unwrap();
-        bytes[70] ^= 1;
+        let at = first_frame_offset(&bytes) + 6;
+        bytes[at] ^= 1;
         std::fs::write(path, bytes).unwrap();
     }
     drop(session);

@@ -19,7 +19,7 @@ use repo_core::seal::Suite;
 use repo_core::snapshot::{self, NamedSnapshot, Snapshot};
 use repo_core::store::ObjectName;
 use repo_tests::cli::{cairn, fails, json, run};
-use repo_tests::fixture::{RepoFixture, restore_stream};
+use repo_tests::fixture::{RepoFixture, first_frame_offset, restore_stream};
 use repo_tests::model::ModelDisk;
 
 const UTC: Clock<'static> = Clock { now_ms: 2_000_000_000_000, offset: &|_| 0 };
@@ -239,6 +239,10 @@ fn flip(path: &Path, at: u64) {
     std::fs::write(path, bytes).unwrap();
 }
 
+fn first_frame(path: &Path) -> u64 {
+    first_frame_offset(&std::fs::read(path).unwrap()) as u64
+}
+
 fn packs(fixture: &RepoFixture) -> Vec<PathBuf> {
     let listed = fixture.session().repository.store.list_packs().unwrap();
     let path = |id| fixture.path().join(repo_core::store::ObjectName::Pack(id).path());
@@ -270,7 +274,7 @@ fn damage_is_quarantined_and_an_import_of_the_same_disk_heals_every_snapshot() {
             let untouched = packs.len() / 2;
             for (at, path) in packs.iter().enumerate().filter(|(at, _)| *at != untouched) {
                 let len = std::fs::metadata(path).unwrap().len();
-                let where_in = [70, len / 2 - at as u64, len - 100][place];
+                let where_in = [first_frame(path) + 6, len / 2 - at as u64, len - 100][place];
                 flip(path, where_in);
             }
             let report = check_and_repair(&fixture);
@@ -305,14 +309,15 @@ fn one_damaged_frame_costs_no_other_and_a_sound_repository_is_not_touched() {
     assert!(report.quarantined.is_empty() && report.new_packs.is_empty() && report.after.is_clean());
     // Reported as damage while it was out of reach, and sound when it is looked at again.
     let path = packs(&fixture).into_iter().max_by_key(|path| std::fs::metadata(path).unwrap().len()).unwrap();
-    flip(&path, 100);
+    let at = first_frame(&path) + 36;
+    flip(&path, at);
     let session = fixture.session();
     let found = check(&session, CheckOptions { read_data: true }, &Silent).unwrap();
-    flip(&path, 100);
+    flip(&path, at);
     let report = repair(&session, &found, &Silent).unwrap();
     assert!(report.quarantined.is_empty() && path.exists());
     drop(session);
-    flip(&path, 100);
+    flip(&path, at);
     let before = check(&fixture.session(), CheckOptions { read_data: true }, &Silent).unwrap();
     let report = check_and_repair(&fixture);
     assert_eq!(before.affected[0].ranges, report.after.affected[0].ranges, "what was sound was saved");
@@ -349,7 +354,8 @@ fn a_damaged_record_moves_to_quarantine_and_a_newer_pack_stays() {
 fn reading_in_shares_finds_damage_within_a_round() {
     let (fixture, ..) = one_disk();
     let paths = packs(&fixture);
-    flip(&paths[paths.len() - 1], 100);
+    let last = &paths[paths.len() - 1];
+    flip(last, first_frame(last) + 36);
     let mut found = 0;
     let mut read_bytes = 0;
     for run in 0..10 {

@@ -13,6 +13,7 @@ mod gc;
 mod images;
 mod index;
 mod inputs;
+mod keys;
 mod kills;
 mod leases;
 mod life;

@@ -11,13 +11,18 @@ use repo_tests::cli::{fails, run};
 use repo_tests::fixture::{PASSPHRASE, RepoFixture};
 use repo_tests::model::ModelDisk;
 
-/// `extract.py` on a repository, in the environment that `make oracles` installs.
-fn extract(fixture: &RepoFixture) -> Command {
+/// Python in the environment that `make oracles` installs.
+pub(crate) fn python() -> Command {
     let venv = std::env::var_os("CAIRN_VENV").map_or_else(
         || PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache/cairn/venv"),
         PathBuf::from,
     );
-    let mut command = Command::new(venv.join("bin/python"));
+    Command::new(venv.join("bin/python"))
+}
+
+/// `extract.py` on a repository.
+pub(crate) fn extract(fixture: &RepoFixture) -> Command {
+    let mut command = python();
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/oracle/extract.py")).arg(fixture.path());
     command.env("CAIRN_PASSPHRASE", PASSPHRASE);
     command

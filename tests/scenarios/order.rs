@@ -12,7 +12,7 @@ use repo_core::pack::Content;
 use repo_core::seal::Suite;
 use repo_core::units::PAGES_PER_BLOCK;
 use repo_core::{Error, ErrorKind};
-use repo_tests::fixture::{RepoFixture, gc_options, restore_stream};
+use repo_tests::fixture::{RepoFixture, first_frame_offset, gc_options, restore_stream};
 use repo_tests::model::{ModelDisk, mix};
 
 /// Blocks of a disk: more than a restore works through at once.
@@ -251,7 +251,8 @@ fn a_pack_with_a_damaged_frame_stays_and_the_others_are_put_in_order() {
             let path = life.fixture.path().join("packs").join(&pack.id.to_hex()[..2]).join(pack.id.to_hex());
             let whole = std::fs::read(&path).unwrap();
             let mut bytes = whole.clone();
-            bytes[200] ^= 1;
+            let at = first_frame_offset(&bytes) + 136;
+            bytes[at] ^= 1;
             std::fs::write(&path, bytes).unwrap();
             (path, whole)
         })

@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use repo_core::disk::Delivery;
 use repo_core::seal::Suite;
+use repo_core::snapshot::{self, DiskReading};
 use repo_core::units::PAGE_LEN;
 use repo_tests::cli::{cairn, json, run};
 use repo_tests::fixture::RepoFixture;
@@ -307,10 +308,17 @@ fn a_snapshot_of_several_disks_is_told_apart_by_disk() {
 
 #[test]
 fn what_old_records_do_not_say_is_not_made_up() {
-    let folder = tempfile::tempdir().unwrap();
-    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/v1-none");
-    run(Command::new("cp").arg("-r").arg(sample).arg(folder.path()));
-    let path = folder.path().join("v1-none/repository");
+    let mut fixture = RepoFixture::small(Suite::None);
+    let session = fixture.session();
+    for day in 1..=3 {
+        let made = fixture.backup_model(&session, "a", &ModelDisk::scattered(3 << 20, 5, day)).snapshot;
+        let mut old = made.snapshot.clone();
+        old.disks.iter_mut().for_each(|disk| disk.reading = DiskReading::default());
+        snapshot::commit(&session.repository, old).unwrap();
+        fixture.forget(&session, made.id);
+    }
+    drop(session);
+    let path = fixture.path();
     let out = json(cairn(&path).env_remove("CAIRN_PASSPHRASE").arg("report"));
     let repository = &out["repository"];
     assert_eq!((&repository["exported_bytes"], &repository["changed_bytes"]), (&Value::Null, &Value::Null));

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::report::{HOSTILE_VM, nine_days, report};
 
 /// Chromium without a window, on a file.
-fn chromium(profile: &Path, file: &Path, arguments: &[&str]) -> Vec<u8> {
+pub(crate) fn chromium(profile: &Path, file: &Path, arguments: &[&str]) -> Vec<u8> {
     let mut command = Command::new("chromium");
     command
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"])

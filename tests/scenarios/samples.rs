@@ -18,7 +18,7 @@ use repo_tests::fixture::{restore_stream, unlock};
 use repo_tests::model::ModelDisk;
 
 /// Every folder of `tests/data`, and the suite of the repository in it.
-const SAMPLES: [(&str, Suite); 2] = [("v1-aes-256-gcm", Suite::Aes256Gcm), ("v1-none", Suite::None)];
+const SAMPLES: [(&str, Suite); 2] = [("v2-aes-256-gcm", Suite::Aes256Gcm), ("v2-none", Suite::None)];
 
 fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data")

@@ -20,6 +20,7 @@ pub fn cairn(repository: &Path) -> Command {
     let mut command = Command::new(cairn_path());
     command
         .env_remove("CAIRN_REPO")
+        .env_remove("CAIRN_KEY_FILE")
         .env("CAIRN_PASSPHRASE", crate::fixture::PASSPHRASE)
         .env("CAIRN_REPO", repository)
         .env("TZ", "UTC");

@@ -142,6 +142,14 @@ impl RepoFixture {
     }
 }
 
+/// Where the first frame stands in a pack: after the header and, in a data pack of an encrypted repository, the encapsulation.
+///
+/// # Panics
+/// When the bytes are shorter than a header.
+pub fn first_frame_offset(pack: &[u8]) -> usize {
+    64 + usize::from(u16::from_le_bytes([pack[18], pack[19]]))
+}
+
 /// A collection without grace time that leaves no waste.
 pub fn gc_options(now_ms: i64) -> GcOptions {
     GcOptions { grace_ms: 0, dead_share_max: 0.0, level: 1, ..GcOptions::new(now_ms) }

@@ -4,7 +4,7 @@ use repo_core::ErrorKind;
 use repo_core::error::ResultExt;
 use repo_core::ops::check::cursor::{Coverage, Share};
 use repo_core::ops::check::{self, CheckOptions, CheckReport, Damage};
-use repo_core::ops::repair::{RepairReport, repair};
+use repo_core::ops::repair::{RepairReport, check_roles, repair};
 use serde::Serialize;
 
 use crate::exit::Exit;
@@ -94,6 +94,9 @@ pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
     invocation.terminal.leave_damage_to_result();
     let session = invocation.open_session()?;
     let monitor = &invocation.terminal;
+    if args.repair {
+        check_roles(&session).context(|| "cannot repair the repository")?;
+    }
     let found = match args.read_data {
         Some(share) if share != ALL => check::check_share(&session, share, invocation.now_ms(), monitor),
         all => check::check(&session, CheckOptions { read_data: all.is_some() }, monitor),

@@ -60,6 +60,7 @@ struct Collected {
     ordered_packs: u64,
     scattered_disks: u64,
     moved_bytes: u64,
+    unreadable_packs: u64,
     rescued_packs: u64,
     waiting_packs: u64,
     waiting_bytes: u64,
@@ -107,6 +108,7 @@ impl Collected {
             ordered_packs: report.ordered_packs,
             scattered_disks: report.scattered_disks,
             moved_bytes: report.moved_bytes,
+            unreadable_packs: report.unreadable_packs,
             rescued_packs: report.rescued_packs,
             waiting_packs: report.waiting_packs,
             waiting_bytes: report.waiting_bytes,
@@ -133,6 +135,13 @@ fn text(collected: &Collected) -> String {
     if collected.scattered_disks > 0 {
         let (disks, packs) = (collected.scattered_disks, collected.ordered_packs);
         rows.push(("scattered disks", format!("{disks}, of which {packs} packs {put}")));
+    }
+    if collected.unreadable_packs > 0 {
+        let text = format!(
+            "{} packs worth it: the key in use does not read content, run gc with an admin or restore key",
+            collected.unreadable_packs
+        );
+        rows.push(("not moved", text));
     }
     if collected.waiting_packs > 0 {
         rows.push(("waiting", packs(collected.waiting_packs, collected.waiting_bytes)));

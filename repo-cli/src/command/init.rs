@@ -5,7 +5,6 @@ use repo_core::chunk::ChunkParams;
 use repo_core::config::StoreFindings;
 use repo_core::entropy::Entropy;
 use repo_core::error::{Error, ErrorKind};
-use repo_core::keys::slot::{Argon2Cost, Unlock};
 use repo_core::repository::{InitOptions, Repository};
 use repo_core::seal::Suite;
 use repo_core::store::Store;
@@ -18,13 +17,13 @@ use crate::exit::Exit;
 use crate::failure::{Failure, Result};
 use crate::invocation::{Invocation, Place};
 use crate::output;
-use crate::passphrase::Passphrase;
+use crate::secret::Secret;
 
 /// Make a new repository
 ///
 /// The folder named by --repo is made, or must be empty. What is chosen here holds for the life of the repository. Unless
-/// --encryption none is given, everything is sealed with AES-256-GCM under a passphrase: whoever loses the passphrase and
-/// every other key (see `cairn key`) loses the backups.
+/// --encryption none is given, everything is sealed with AES-256-GCM under a passphrase, or under the private key that
+/// --key-file names: whoever loses it and every other key (see `cairn key`) loses the backups.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -37,7 +36,7 @@ pub(crate) struct Args {
     /// Longest chunk in 4 KiB pages, at most 512 [default: 4 times the average]
     #[arg(long, value_name = "PAGES", value_parser = clap::value_parser!(u16).range(1..=PAGES_PER_BLOCK as i64))]
     longest_pages: Option<u16>,
-    /// What `cairn key list` calls the first passphrase
+    /// What `cairn key list` calls the first key
     #[arg(long, value_name = "TEXT", default_value = "first")]
     label: String,
 }
@@ -86,13 +85,9 @@ pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
     let place = invocation.place()?;
     let mut options = InitOptions::new(args.encryption.suite(), invocation.now_ms());
     options.chunk = chunk_params(args)?;
-    let passphrase = passphrase(args, invocation)?;
-    let unlock = match &passphrase {
-        Some(text) => Unlock::Passphrase { text, cost: Argon2Cost::default() },
-        None => Unlock::Open,
-    };
+    let secret = secret(args, invocation)?;
     let store = create_store(&place, &mut options, invocation)?;
-    let repository = Repository::create(store, &options, &unlock, &args.label, Entropy::system())
+    let repository = Repository::create(store, &options, &secret.unlock(), &args.label, Entropy::system())
         .map_err(|error| cannot_make(&place, error))?;
     let config = &repository.config;
     let made = Made {
@@ -148,7 +143,7 @@ fn text(made: &Made) -> String {
         format!("repository {} made in {}\n", output::short(&made.repository), output::printable(&made.path));
     text.push_str(match made.encryption {
         "none" => "  not encrypted: whoever reads the folder reads the disks\n",
-        _ => "  encrypted with AES-256-GCM: without the passphrase nothing can be restored, so keep it safe\n",
+        _ => "  encrypted with AES-256-GCM; nothing can be restored without a key: see cairn key recovery-sheet\n",
     });
     text.push_str("  next: cairn import disk.vhd --vdi NAME\n");
     text
@@ -165,16 +160,15 @@ fn chunk_params(args: &Args) -> Result<ChunkParams> {
     Ok(ChunkParams { cut_bits, pages_max })
 }
 
-fn passphrase(args: &Args, invocation: &Invocation) -> Result<Option<Passphrase>> {
-    let source = invocation.passphrase_source();
-    match args.encryption {
-        Encryption::Aes256Gcm => source.new_one().map(Some),
-        Encryption::None if source.is_given() => {
-            Err(Failure::usage("--encryption none takes no passphrase, but one is given")
-                .hint("unset CAIRN_PASSPHRASE and leave out --passphrase-file, or leave out --encryption none"))
-        }
-        Encryption::None => Ok(None),
+fn secret(args: &Args, invocation: &Invocation) -> Result<Secret> {
+    let given = invocation.given_secret();
+    if args.encryption == Encryption::None && given.is_given() {
+        return Err(Failure::usage("--encryption none takes no passphrase and no key, but one is given").hint(
+            "unset CAIRN_PASSPHRASE and CAIRN_KEY_FILE and leave out --passphrase-file and --key-file, or leave out \
+             --encryption none",
+        ));
     }
+    given.new_one(args.encryption.suite())
 }
 
 fn parse_average(text: &str) -> std::result::Result<u16, String> {

@@ -1,4 +1,4 @@
-//! Key slots: how the master key is kept (docs/format.md §5).
+//! Key slots: how the master key, or a part of what it grants, is kept (docs/format.md §5).
 
 use minicbor::bytes::{ByteArray, ByteVec};
 use minicbor::{Decode, Encode};
@@ -7,7 +7,8 @@ use zeroize::Zeroizing;
 
 use crate::entropy::Entropy;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{RepositoryId, SlotId};
+use crate::id::{RecipientId, RepositoryId, SlotId};
+use crate::keys::recipient::{PrivateKey, PublicKey};
 use crate::keys::{Key, Role, RoleKeys, derive};
 use crate::object::{ObjectHeader, ObjectKind, split, split_len};
 use crate::seal::{Aead, KEY_LEN, NONCE_ZERO, Suite};
@@ -56,6 +57,49 @@ impl Argon2Cost {
 
 const KIND_OPEN: u8 = 0;
 const KIND_PASSPHRASE: u8 = 1;
+const KIND_RECIPIENT: u8 = 2;
+
+/// What a slot grants to whoever opens it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Grant {
+    /// Everything, handing out keys included: the master key.
+    Admin,
+    /// All roles: adds, reads back, collects.
+    Restore,
+    /// Identity, structure and the public data key: adds, and cannot read content back.
+    Writer,
+    /// Structure alone: sees names, sizes and times, forgets and collects; neither adds nor reads content.
+    Structure,
+}
+
+impl Grant {
+    /// All of them, the mightiest first.
+    pub const ALL: [Self; 4] = [Self::Admin, Self::Restore, Self::Writer, Self::Structure];
+
+    /// The name on the command line and in lists.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::Restore => "restore",
+            Self::Writer => "writer",
+            Self::Structure => "structure",
+        }
+    }
+
+    fn number(self) -> u8 {
+        match self {
+            Self::Admin => 0,
+            Self::Restore => 1,
+            Self::Writer => 2,
+            Self::Structure => 3,
+        }
+    }
+
+    fn from_number(number: u8) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|grant| grant.number() == number);
+        found.ok_or_else(|| Error::new(ErrorKind::Unsupported, format!("key slot grant {number} is not known")))
+    }
+}
 
 #[derive(Debug, Encode, Decode)]
 #[cbor(map)]
@@ -70,6 +114,12 @@ struct Parameters {
     salt: ByteArray<32>,
     #[n(4)]
     argon2: Option<Argon2Cost>,
+    #[n(5)]
+    grant: u8,
+    #[n(6)]
+    recipient: Option<ByteArray<16>>,
+    #[n(7)]
+    encapsulation: Option<ByteVec>,
 }
 
 #[derive(Default, Encode, Decode)]
@@ -83,6 +133,40 @@ struct Bundle {
     structure: Option<ByteVec>,
     #[n(3)]
     data: Option<ByteVec>,
+    #[n(4)]
+    public_data: Option<ByteVec>,
+}
+
+impl Bundle {
+    fn of(grant: Grant, master: &Key) -> Result<Self> {
+        if grant == Grant::Admin {
+            return Ok(Self { master: Some(master.to_vec().into()), ..Self::default() });
+        }
+        let roles = RoleKeys::from_master(master);
+        let role = |role: Role| roles.get(role).map(|key| Some(ByteVec::from(key.to_vec())));
+        let mut bundle = Self { structure: role(Role::Structure)?, ..Self::default() };
+        if grant != Grant::Structure {
+            bundle.identity = role(Role::Identity)?;
+        }
+        match grant {
+            Grant::Restore => bundle.data = role(Role::Data)?,
+            Grant::Writer => bundle.public_data = Some(roles.public_data()?.to_bytes().into()),
+            Grant::Admin | Grant::Structure => {}
+        }
+        Ok(bundle)
+    }
+
+    /// What the keys in it grant.
+    fn grant(&self) -> Option<Grant> {
+        let held = (&self.master, &self.identity, &self.structure, &self.data, &self.public_data);
+        match held {
+            (Some(_), None, None, None, None) => Some(Grant::Admin),
+            (None, Some(_), Some(_), Some(_), None) => Some(Grant::Restore),
+            (None, Some(_), Some(_), None, Some(_)) => Some(Grant::Writer),
+            (None, None, Some(_), None, None) => Some(Grant::Structure),
+            _ => None,
+        }
+    }
 }
 
 /// What opens a slot.
@@ -96,6 +180,36 @@ pub enum Unlock<'a> {
         /// Used when the slot is made; an existing slot names its own.
         cost: Argon2Cost,
     },
+    /// A private key.
+    PrivateKey(&'a PrivateKey),
+}
+
+/// What a new slot is closed with.
+#[derive(Clone, Copy)]
+pub enum Lock<'a> {
+    /// Nothing: the repository is not encrypted.
+    Open,
+    /// A passphrase, and what stretching it costs.
+    Passphrase {
+        /// The passphrase.
+        text: &'a str,
+        /// What stretching it costs.
+        cost: Argon2Cost,
+    },
+    /// The public key of whoever is to open it.
+    Recipient(&'a PublicKey),
+}
+
+/// A slot to be made.
+pub struct NewSlot<'a> {
+    /// What it is closed with.
+    pub lock: Lock<'a>,
+    /// What it grants.
+    pub grant: Grant,
+    /// What it is called, for people.
+    pub label: &'a str,
+    /// The time now, in milliseconds since the Unix epoch.
+    pub created_ms: i64,
 }
 
 /// What a slot tells without being opened.
@@ -103,8 +217,12 @@ pub enum Unlock<'a> {
 pub struct SlotInfo {
     /// The slot's name.
     pub id: SlotId,
-    /// `open` or `passphrase`.
+    /// `open`, `passphrase` or `recipient`.
     pub kind: &'static str,
+    /// What it grants.
+    pub grant: Grant,
+    /// Whose public key it is sealed to, when it is.
+    pub recipient: Option<RecipientId>,
     /// When it was made, in milliseconds since the Unix epoch.
     pub created_ms: i64,
     /// The label it was given.
@@ -113,38 +231,54 @@ pub struct SlotInfo {
 
 /// What an opened slot hands out.
 pub struct Opened {
+    /// The slot's name.
+    pub id: SlotId,
+    /// What it grants.
+    pub grant: Grant,
     /// The role keys.
     pub roles: RoleKeys,
     /// The master key, when the slot holds it: needed to make further slots.
     pub master: Option<Key>,
 }
 
-/// Makes a slot's bytes, holding the master key.
+/// Makes a slot's bytes.
 ///
 /// # Errors
 /// `Io` when no randomness is to be had.
-pub fn encode(
-    master: &Key,
-    unlock: &Unlock<'_>,
-    label: &str,
-    created_ms: i64,
-    repository: RepositoryId,
-    entropy: &Entropy,
-) -> Result<Vec<u8>> {
-    let (kind, argon2) = match unlock {
-        Unlock::Open => (KIND_OPEN, None),
-        Unlock::Passphrase { cost, .. } => (KIND_PASSPHRASE, Some(*cost)),
+pub fn encode(new: &NewSlot<'_>, master: &Key, repository: RepositoryId, entropy: &Entropy) -> Result<Vec<u8>> {
+    let mut parameters = Parameters {
+        kind: KIND_OPEN,
+        created_ms: new.created_ms,
+        label: new.label.to_owned(),
+        salt: entropy.bytes()?.into(),
+        argon2: None,
+        grant: new.grant.number(),
+        recipient: None,
+        encapsulation: None,
     };
-    let parameters = Parameters { kind, created_ms, label: label.to_owned(), salt: entropy.bytes()?.into(), argon2 };
+    let key = match new.lock {
+        Lock::Open => open_key(&parameters),
+        Lock::Passphrase { text, cost } => {
+            parameters.kind = KIND_PASSPHRASE;
+            parameters.argon2 = Some(cost);
+            passphrase_key(&parameters, text)?
+        }
+        Lock::Recipient(public) => {
+            let (encapsulation, key) = public.encapsulate(&recipient_info(&parameters, repository), entropy)?;
+            parameters.kind = KIND_RECIPIENT;
+            parameters.recipient = Some(public.recipient().0.into());
+            parameters.encapsulation = Some(encapsulation.into());
+            key
+        }
+    };
     let encoded = to_cbor(&parameters);
     let mut slot = ObjectHeader::new(ObjectKind::KeySlot).as_bytes().to_vec();
     slot.extend_from_slice(&u32::try_from(encoded.len()).expect("parameters are short").to_le_bytes());
     slot.extend_from_slice(&encoded);
 
-    let bundle = Bundle { master: Some(master.to_vec().into()), ..Bundle::default() };
-    let mut sealed = Zeroizing::new(to_cbor(&bundle));
+    let mut sealed = Zeroizing::new(to_cbor(&Bundle::of(new.grant, master)?));
     let associated = [&slot[..], repository.as_bytes()].concat();
-    sealer(&parameters, unlock)?.seal(&NONCE_ZERO, &associated, &mut sealed);
+    sealer(&parameters, &key).seal(&NONCE_ZERO, &associated, &mut sealed);
     slot.extend_from_slice(&sealed);
     Ok(slot)
 }
@@ -158,9 +292,12 @@ pub fn inspect(id: SlotId, bytes: &[u8]) -> Result<SlotInfo> {
     let kind = match parameters.kind {
         KIND_OPEN => "open",
         KIND_PASSPHRASE => "passphrase",
+        KIND_RECIPIENT => "recipient",
         other => return Err(Error::new(ErrorKind::Unsupported, format!("key slot kind {other} is not known"))),
     };
-    Ok(SlotInfo { id, kind, created_ms: parameters.created_ms, label: parameters.label })
+    let grant = Grant::from_number(parameters.grant)?;
+    let recipient = parameters.recipient.map(|recipient| RecipientId(recipient.into()));
+    Ok(SlotInfo { id, kind, grant, recipient, created_ms: parameters.created_ms, label: parameters.label })
 }
 
 /// Opens a slot. `None` when what was given does not open it, which says nothing bad about the slot.
@@ -169,24 +306,33 @@ pub fn inspect(id: SlotId, bytes: &[u8]) -> Result<SlotInfo> {
 /// `Corrupt` when the slot is damaged.
 pub fn open(id: SlotId, bytes: &[u8], unlock: &Unlock<'_>, repository: RepositoryId) -> Result<Option<Opened>> {
     let (parameters, sealed) = decode(id, bytes)?;
-    match (parameters.kind, unlock) {
-        (KIND_OPEN, Unlock::Open) | (KIND_PASSPHRASE, Unlock::Passphrase { .. }) => {}
+    let key = match (parameters.kind, unlock) {
+        (KIND_OPEN, Unlock::Open) => open_key(&parameters),
+        (KIND_PASSPHRASE, Unlock::Passphrase { text, .. }) => passphrase_key(&parameters, text)?,
+        (KIND_RECIPIENT, Unlock::PrivateKey(private)) => {
+            let encapsulation = parameters.encapsulation.as_ref();
+            let encapsulation = encapsulation.ok_or_else(|| Error::corrupt("key slot holds no encapsulation"))?;
+            private.decapsulate(encapsulation, &recipient_info(&parameters, repository))?
+        }
         _ => return Ok(None),
-    }
+    };
     let associated = [&bytes[..bytes.len() - sealed.len()], repository.as_bytes()].concat();
     let mut bundle = Zeroizing::new(sealed.to_vec());
-    if sealer(&parameters, unlock)?.open(&NONCE_ZERO, &associated, &mut bundle).is_err() {
+    if sealer(&parameters, &key).open(&NONCE_ZERO, &associated, &mut bundle).is_err() {
         return Ok(None);
     }
     let bundle: Bundle = minicbor::decode(&bundle)
         .map_err(|error| Error::with_source(ErrorKind::Corrupt, format!("key bundle of slot {id}"), error))?;
-    opened(bundle).map(Some)
+    opened(id, Grant::from_number(parameters.grant)?, bundle).map(Some)
 }
 
-fn opened(bundle: Bundle) -> Result<Opened> {
+fn opened(id: SlotId, grant: Grant, bundle: Bundle) -> Result<Opened> {
+    if bundle.grant() != Some(grant) {
+        return Err(Error::corrupt(format!("key bundle of slot {id} does not hold what the slot grants")));
+    }
     if let Some(master) = bundle.master {
         let master = key(master)?;
-        return Ok(Opened { roles: RoleKeys::from_master(&master), master: Some(master) });
+        return Ok(Opened { id, grant, roles: RoleKeys::from_master(&master), master: Some(master) });
     }
     let mut roles = RoleKeys::default();
     let parts = [(Role::Identity, bundle.identity), (Role::Structure, bundle.structure), (Role::Data, bundle.data)];
@@ -195,7 +341,10 @@ fn opened(bundle: Bundle) -> Result<Opened> {
             roles = roles.with(role, key(part)?);
         }
     }
-    Ok(Opened { roles, master: None })
+    if let Some(public) = bundle.public_data {
+        roles = roles.with_public_data(PublicKey::from_bytes(&public)?);
+    }
+    Ok(Opened { id, grant, roles, master: None })
 }
 
 fn key(bytes: ByteVec) -> Result<Key> {
@@ -216,19 +365,28 @@ fn decode(id: SlotId, bytes: &[u8]) -> Result<(Parameters, &[u8])> {
     Ok((parameters, sealed))
 }
 
-fn sealer(parameters: &Parameters, unlock: &Unlock<'_>) -> Result<Box<dyn Aead>> {
-    match unlock {
-        Unlock::Open => Ok(Suite::None.sealer(&derive("cairn v1 open key slot", &[&parameters.salt[..]]))),
-        Unlock::Passphrase { text, .. } => {
-            let cost = parameters.argon2.ok_or_else(|| Error::corrupt("key slot names no Argon2id cost"))?;
-            let argon2 = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, cost.check()?);
-            let mut key = Zeroizing::new([0; KEY_LEN]);
-            argon2
-                .hash_password_into(text.as_bytes(), &parameters.salt[..], &mut key[..])
-                .map_err(|error| Error::internal(format!("Argon2id failed: {error}")))?;
-            Ok(Suite::Aes256Gcm.sealer(&key))
-        }
-    }
+fn open_key(parameters: &Parameters) -> Key {
+    derive("cairn v1 open key slot", &[&parameters.salt[..]])
+}
+
+fn passphrase_key(parameters: &Parameters, text: &str) -> Result<Key> {
+    let cost = parameters.argon2.ok_or_else(|| Error::corrupt("key slot names no Argon2id cost"))?;
+    let argon2 = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, cost.check()?);
+    let mut key = Zeroizing::new([0; KEY_LEN]);
+    argon2
+        .hash_password_into(text.as_bytes(), &parameters.salt[..], &mut key[..])
+        .map_err(|error| Error::internal(format!("Argon2id failed: {error}")))?;
+    Ok(key)
+}
+
+/// What an encapsulated key is bound to.
+fn recipient_info(parameters: &Parameters, repository: RepositoryId) -> Vec<u8> {
+    [b"cairn v1 recipient key slot", &repository.as_bytes()[..], &parameters.salt[..]].concat()
+}
+
+fn sealer(parameters: &Parameters, key: &Key) -> Box<dyn Aead> {
+    let suite = if parameters.kind == KIND_OPEN { Suite::None } else { Suite::Aes256Gcm };
+    suite.sealer(key)
 }
 
 fn to_cbor<T: Encode<()>>(value: &T) -> Vec<u8> {
@@ -236,42 +394,4 @@ fn to_cbor<T: Encode<()>>(value: &T) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const REPOSITORY: RepositoryId = RepositoryId([3; 16]);
-
-    fn passphrase(text: &str) -> Unlock<'_> {
-        Unlock::Passphrase { text, cost: Argon2Cost::CHEAPEST }
-    }
-
-    fn slot(unlock: &Unlock<'_>) -> (SlotId, Vec<u8>) {
-        let master = Zeroizing::new([9; KEY_LEN]);
-        let bytes = encode(&master, unlock, "first", 1, REPOSITORY, &Entropy::seeded(1)).unwrap();
-        (SlotId(*blake3::hash(&bytes).as_bytes()), bytes)
-    }
-
-    #[test]
-    fn the_right_passphrase_opens_and_a_wrong_one_or_another_repository_does_not() {
-        let (id, bytes) = slot(&passphrase("correct horse"));
-        let opened = open(id, &bytes, &passphrase("correct horse"), REPOSITORY).unwrap().unwrap();
-        assert_eq!(opened.master.unwrap()[..], [9; 32]);
-        assert!(open(id, &bytes, &passphrase("wrong horse"), REPOSITORY).unwrap().is_none());
-        assert!(open(id, &bytes, &passphrase("correct horse"), RepositoryId([4; 16])).unwrap().is_none());
-        assert!(open(id, &bytes, &Unlock::Open, REPOSITORY).unwrap().is_none());
-    }
-
-    #[test]
-    fn every_flipped_byte_of_a_slot_is_called_damage_not_a_wrong_passphrase() {
-        for unlock in [passphrase("x"), Unlock::Open] {
-            let (id, bytes) = slot(&unlock);
-            assert!(open(id, &bytes, &unlock, REPOSITORY).unwrap().is_some());
-            for at in 0..bytes.len() {
-                let mut bytes = bytes.clone();
-                bytes[at] ^= 0x10;
-                let error = open(id, &bytes, &unlock, REPOSITORY).err().unwrap();
-                assert_eq!(error.kind(), ErrorKind::Corrupt, "byte {at}");
-            }
-        }
-    }
-}
+mod tests;

@@ -24,7 +24,7 @@ impl BlockReader {
     /// A reader of the disk `tree`.
     ///
     /// # Errors
-    /// `Unauthenticated` without the data key, or the identity key that names chunks.
+    /// `Forbidden` without the data key, or the identity key that names chunks.
     pub fn new(content: Arc<ContentReader>, tree: Tree) -> Result<Self> {
         let keys = &content.repository().keys;
         keys.get(Role::Data)?;

@@ -94,7 +94,7 @@ impl CheckReport {
 /// Checks a repository.
 ///
 /// # Errors
-/// `Unauthenticated` when `read_data` is asked for without the keys it takes; `Unavailable` when the store cannot be listed;
+/// `Forbidden` when `read_data` is asked for without the keys it takes; `Unavailable` when the store cannot be listed;
 /// `Interrupted`. Damage is no error: it is in the report.
 pub fn check(session: &Session, options: CheckOptions, monitor: &dyn Monitor) -> Result<CheckReport> {
     run(session, if options.read_data { Reading::Everything } else { Reading::Directories }, monitor)

@@ -20,9 +20,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{LeaseId, PackId, SnapshotId, TombstoneName};
 use crate::index::PackState;
+use crate::keys::Role;
 use crate::lease::{self, Lease, LeaseInfo};
 use crate::monitor::Monitor;
 use crate::ops::open::Session;
+use crate::pack::Content;
 use crate::repository::Repository;
 use crate::snapshot::NamedSnapshot;
 use crate::store::ObjectName;
@@ -102,6 +104,8 @@ pub struct GcReport {
     pub scattered_disks: u64,
     /// Bytes of the packs that content was moved to.
     pub moved_bytes: u64,
+    /// Packs that were worth repacking and stay as they are, because the key in use does not read content.
+    pub unreadable_packs: u64,
     /// Packs that were condemned and turned out to be needed.
     pub rescued_packs: u64,
     /// Packs that stay condemned for now.
@@ -118,7 +122,7 @@ pub struct GcReport {
 ///
 /// # Errors
 /// `Corrupt` when a snapshot or a manifest cannot be read: what it needs is unknown, and nothing is deleted;
-/// `Locked` when another collection is at work; `Unauthenticated` when packs are to be repacked without the data key; `Io`,
+/// `Locked` when another collection is at work; `Forbidden` without the structure key; `Io`,
 /// `Unavailable`, `Interrupted`.
 pub fn gc(session: &Session, options: &GcOptions, monitor: &dyn Monitor) -> Result<GcReport> {
     // One could take back what another is about to delete.
@@ -305,6 +309,12 @@ impl Run<'_> {
         self.report.young_packs = live().filter(|used| used.is_dead() && young.contains(&used.pack.id)).count() as u64;
         let pack_len = u64::from(self.repository().config.pack_len);
         let mut emptied = choice::to_repack(uses, pack_len, self.options);
+        if !self.can_repack_content() {
+            let before = emptied.len();
+            emptied.retain(|at| uses[*at].pack.content != Content::Data);
+            self.report.unreadable_packs = (before - emptied.len()) as u64;
+        }
+        choice::limit(&mut emptied, uses, self.options);
         let Order { route, packs, scattered_disks } =
             order::plan(self.session, snapshots, uses, &emptied, self.options, self.monitor)?;
         let for_order: BTreeSet<PackId> = packs.iter().map(|at| uses[*at].pack.id).collect();
@@ -340,6 +350,12 @@ impl Run<'_> {
             return Ok(());
         }
         self.condemn(snapshots, &condemned, written)
+    }
+
+    /// Whether the key in use opens chunks and names them anew. Nodes are repacked with the structure key alone.
+    fn can_repack_content(&self) -> bool {
+        let keys = &self.repository().keys;
+        keys.get(Role::Identity).is_ok() && keys.get(Role::Data).is_ok()
     }
 
     /// Packs that may belong to a backup under way: as young as the oldest lease, by the store's own clock. Only to spare

@@ -63,16 +63,24 @@ struct Doomed {
     readable: Option<(PackReader, Vec<u32>)>,
 }
 
+/// Whether the key in use grants what a repair takes: to be asked before the check that it follows.
+///
+/// # Errors
+/// `Forbidden` without all roles.
+pub fn check_roles(session: &Session) -> Result<()> {
+    [Role::Identity, Role::Structure, Role::Data]
+        .into_iter()
+        .try_for_each(|role| session.repository.keys.get(role).map(drop))
+}
+
 /// Moves away what `found` says is damaged and what is so on a second look. What cannot be read now, what is missing, and
 /// what a newer version or another key wrote stays where it is.
 ///
 /// # Errors
-/// `Unauthenticated` without all roles; `Io` when the repository cannot be written; `Interrupted`. What was moved until then is
+/// `Forbidden` without all roles; `Io` when the repository cannot be written; `Interrupted`. What was moved until then is
 /// moved, and what was sound in it is copied.
 pub fn repair(session: &Session, found: &CheckReport, monitor: &dyn Monitor) -> Result<RepairReport> {
-    for role in [Role::Identity, Role::Structure, Role::Data] {
-        session.repository.keys.get(role)?;
-    }
+    check_roles(session)?;
     let _lease = Lease::put(&session.repository, "repair")?;
     let mut report = RepairReport::default();
     quarantine_records(session, found, &mut report)?;

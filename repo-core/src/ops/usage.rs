@@ -134,7 +134,7 @@ impl Usage {
 /// `keep_sets` is how many bits of [`TreeUse::kept`] mean anything.
 ///
 /// # Errors
-/// `Unauthenticated` without the structure key; `Unavailable`; `Interrupted`. Damage is told to the monitor and counted.
+/// `Forbidden` without the structure key; `Unavailable`; `Interrupted`. Damage is told to the monitor and counted.
 /// Packs that are deleted meanwhile are not counted; without a lease of the caller, some that are needed may be.
 pub fn measure(repository: &Repository, uses: &[TreeUse], keep_sets: usize, monitor: &dyn Monitor) -> Result<Usage> {
     assert!(keep_sets <= KEEP_SETS_MAX, "a summary has {KEEP_SETS_MAX} bits");

@@ -7,7 +7,7 @@ use crate::error::{Error, Result, ResultExt};
 use crate::id::PackId;
 use crate::keys::RoleKeys;
 use crate::pack::directory::{Directory, Frame};
-use crate::pack::{HEADER_LEN, PackCipher, TRAILER_LEN, Trailer};
+use crate::pack::{HEAD_LEN_MAX, HEADER_LEN, PackCipher, TRAILER_LEN, Trailer};
 use crate::store::{ObjectName, Store};
 
 /// Bytes read from a pack's end in the hope that they hold the whole directory: it is about 1 % of a pack.
@@ -50,11 +50,12 @@ impl PackReader {
     fn open_inner(store: &Store, id: PackId, len: u64, tail: &[u8], config: &Config, keys: &RoleKeys) -> Result<Self> {
         let name = ObjectName::Pack(id);
         let tail_start = len - tail.len() as u64;
-        let header = match tail_start {
-            0 => tail[..HEADER_LEN].to_vec(),
-            _ => store.get_range(name, 0..HEADER_LEN as u64)?,
+        let head = match tail_start {
+            0 => tail[..tail.len().min(HEAD_LEN_MAX)].to_vec(),
+            // A pack that is longer than a tail is longer than that, too.
+            _ => store.get_range(name, 0..HEAD_LEN_MAX as u64)?,
         };
-        let cipher = PackCipher::open(&header, config, keys)?;
+        let cipher = PackCipher::open(&head, config, keys)?;
         let trailer = Trailer::decode(&tail[tail.len() - TRAILER_LEN..], len)?;
         let range = trailer.directory_range();
         let sealed = match range.start.checked_sub(tail_start) {
@@ -65,7 +66,7 @@ impl PackReader {
             None => store.get_range(name, range.clone())?,
         };
         let plain = cipher.open_directory(sealed, &trailer)?;
-        let directory = Directory::decode(&plain, HEADER_LEN as u64, range.start)?;
+        let directory = Directory::decode(&plain, cipher.frames_offset(), range.start)?;
         if directory.frames().len() != trailer.frame_count.get() as usize {
             return Err(Error::corrupt("pack directory and trailer disagree about the number of frames"));
         }

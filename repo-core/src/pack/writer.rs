@@ -7,7 +7,7 @@ use zerocopy::IntoBytes;
 use crate::error::{Result, ResultExt};
 use crate::id::PackId;
 use crate::pack::directory::{Directory, Entry};
-use crate::pack::{Content, FrameRecord, HEADER_LEN, PackCipher, SealedFrame};
+use crate::pack::{Content, FrameRecord, PackCipher, SealedFrame};
 use crate::store::{NewObject, ObjectName, Store};
 
 /// A pack being written.
@@ -40,11 +40,12 @@ impl PackWriter {
         let mut writer = Self {
             object: store.new_object()?,
             hasher: blake3::Hasher::new(),
-            directory: Directory::new(HEADER_LEN as u64),
+            directory: Directory::new(cipher.frames_offset()),
             cipher,
         };
-        let header = writer.cipher.header;
-        writer.write(&header)?;
+        let cipher = writer.cipher.clone();
+        writer.write(&cipher.header)?;
+        writer.write(&cipher.encapsulation)?;
         Ok(writer)
     }
 

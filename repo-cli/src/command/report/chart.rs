@@ -3,7 +3,7 @@
 //! Colours are classes that the page defines for light and dark. Every point and bar says its value in a `title`, which
 //! browsers show and screen readers read, and bars carry it in `data-value` for programs.
 
-use super::html::escape;
+use crate::output::html_escaped as escape;
 
 /// The coordinates that lines are drawn in. The page scales them to the width there is.
 const WIDTH: f64 = 360.0;

@@ -5,28 +5,12 @@
 use super::chart::{Bar, Line, Point, bars};
 use super::out::{DayOut, ExportsOut, ReportOut, RowOut};
 use super::table::{growth, ratio, size};
-use crate::output;
+use crate::output::{self, html_escaped as escape};
 
 /// Bars of VDIs.
 const BIGGEST: usize = 10;
 /// Rows of a table; more would make the page slow on a phone. The other forms of the report have all of them.
 const ROWS_MAX: usize = 500;
-
-/// Text without meaning to HTML, in elements and in quoted attributes, and without control characters.
-pub(super) fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in output::printable(text).chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            c => escaped.push(c),
-        }
-    }
-    escaped
-}
 
 /// The page of a repository.
 pub(super) fn page(out: &ReportOut, repository: &str) -> String {

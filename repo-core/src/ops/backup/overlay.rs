@@ -27,7 +27,7 @@ impl Overlay {
     /// Puts the base's sectors where `held` says that `content`, the block of that index, has none.
     ///
     /// # Errors
-    /// `Unauthenticated` without the data key; `Corrupt`, `NotFound` when the base is damaged; `Unavailable`.
+    /// `Forbidden` without the data key; `Corrupt`, `NotFound` when the base is damaged; `Unavailable`.
     pub(super) fn complete(&mut self, block: BlockIndex, held: &SectorMask, content: &mut BlockBuf) -> Result<()> {
         let (reader, base) = match &mut self.opened {
             Some(opened) => opened,

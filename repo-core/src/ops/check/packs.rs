@@ -233,7 +233,7 @@ pub(in crate::ops) struct Hashers {
 
 impl Hashers {
     /// # Errors
-    /// `Unauthenticated` without the identity and structure keys.
+    /// `Forbidden` without the identity and structure keys.
     pub(in crate::ops) fn new(session: &Session) -> Result<Self> {
         let keys = &session.repository.keys;
         Ok(Self { chunk: ChunkHasher::new(keys)?, node: NodeHasher::new(keys)? })

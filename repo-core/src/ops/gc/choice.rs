@@ -8,7 +8,7 @@ use crate::pack::Content;
 /// Small packs that are worth being put together even when they do not fill a pack.
 const SMALL_MANY: usize = 64;
 
-/// The packs to repack, by their position in the survey, the most wasteful first, as far as the options let bytes be moved.
+/// The packs worth repacking, by their position in the survey, the most wasteful first.
 pub(super) fn to_repack(uses: &[PackUse], pack_len: u64, options: &GcOptions) -> Vec<usize> {
     let can_move = |used: &PackUse| used.readable && used.needed_entries > 0 && used.pack.state == PackState::Live;
     let candidates = || uses.iter().enumerate().filter(|(_, used)| can_move(used));
@@ -24,11 +24,16 @@ pub(super) fn to_repack(uses: &[PackUse], pack_len: u64, options: &GcOptions) ->
             chosen.extend(small);
         }
     }
+    chosen.into_iter().map(|(at, _)| at).collect()
+}
+
+/// Leaves of `chosen` what the options let be moved in one run.
+pub(super) fn limit(chosen: &mut Vec<usize>, uses: &[PackUse], options: &GcOptions) {
     let mut room = options.move_bytes_max;
-    chosen.retain(|(_, used)| {
-        let fits = used.needed_bytes <= room;
-        room -= if fits { used.needed_bytes } else { 0 };
+    chosen.retain(|at| {
+        let needed_bytes = uses[*at].needed_bytes;
+        let fits = needed_bytes <= room;
+        room -= if fits { needed_bytes } else { 0 };
         fits
     });
-    chosen.into_iter().map(|(at, _)| at).collect()
 }

@@ -56,6 +56,9 @@ pub(super) fn repack(session: &Session, task: &Task<'_>, level: i32, monitor: &d
     session.index.condemn(&packs().map(|(_, used)| used.pack.id).collect())?;
     monitor.begin("repacking", Some(packs().map(|(_, used)| used.pack.len).sum()));
     for content in [Content::Data, Content::Meta] {
+        if !packs().any(|(_, used)| used.pack.content == content) {
+            continue;
+        }
         let mut repacker = Repacker::new(session, content, level)?;
         let in_order = match task.route {
             Some(route) if content == Content::Data => copy_in_order(&mut repacker, task, route, monitor)?,
@@ -87,7 +90,8 @@ pub(super) fn repack(session: &Session, task: &Task<'_>, level: i32, monitor: &d
 
 struct Repacker<'a> {
     session: &'a Session,
-    chunks: ChunkHasher,
+    /// Names chunks anew; repacking nodes does without.
+    chunks: Option<ChunkHasher>,
     nodes: NodeHasher,
     content: Content,
     stream: PackStream,
@@ -102,7 +106,8 @@ impl<'a> Repacker<'a> {
             Content::Data => StreamOptions::data(config, level),
             Content::Meta => StreamOptions::meta(config),
         };
-        let (chunks, nodes) = (ChunkHasher::new(keys)?, NodeHasher::new(keys)?);
+        let chunks = if content == Content::Data { Some(ChunkHasher::new(keys)?) } else { None };
+        let nodes = NodeHasher::new(keys)?;
         let stream = PackStream::new(session, options);
         Ok(Self { session, chunks, nodes, content, stream, new_packs: BTreeSet::new(), new_bytes: 0 })
     }
@@ -151,7 +156,7 @@ impl<'a> Repacker<'a> {
     /// Checks an entry against its name.
     fn check(&self, reader: &PackReader, frame: u32, id: EntryId, bytes: &[u8]) -> Result<()> {
         let is_sound = match reader.content() {
-            Content::Data => self.chunks.id(bytes) == ChunkId(id.0),
+            Content::Data => self.chunks.as_ref().is_some_and(|chunks| chunks.id(bytes) == ChunkId(id.0)),
             Content::Meta => self.nodes.id(bytes) == NodeId(id.0),
         };
         if is_sound {
