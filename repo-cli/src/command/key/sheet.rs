@@ -94,7 +94,7 @@ pub(super) fn make(args: &SheetArgs, invocation: &Invocation) -> Result<Exit> {
     let id = repository.add_slot(&new).context(|| "cannot add the key of the sheet")?;
     let sheet = Sheet {
         repository: repository.config.id.to_hex(),
-        place: invocation.repo()?.display().to_string(),
+        place: invocation.place()?.to_string(),
         created_ms,
         key: id.short(),
         private: &private,
@@ -137,7 +137,7 @@ fn write_page(path: &Path, page: &str) -> Result<()> {
 
 pub(super) fn verify(args: &VerifyArgs, invocation: &Invocation) -> Result<Exit> {
     // First: a sheet of another folder must not be judged by its typing.
-    invocation.repo()?;
+    invocation.place()?;
     let private = PrivateKey::from_text(&read(&args.file)?).context(|| "the sheet cannot be read")?;
     let secret = Secret::PrivateKey(private, Vec::new());
     let repository = invocation.open_repository_by(&secret).map_err(not_of_this_repository)?;
