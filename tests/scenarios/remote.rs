@@ -92,7 +92,8 @@ fn the_life_of_a_repository_on_s3_is_that_of_one_in_a_folder() {
     let mut ids = Vec::new();
     for disk in [disk(1), second.clone()] {
         let [there, here] = [&remote, &local].map(|machine| json(&mut machine.import(&disk, "vdi")));
-        for field in ["logical_bytes", "allocated_bytes", "new_bytes", "blocks", "unchanged_blocks"] {
+        // How long the chunks are that changed is a matter of the repository's key.
+        for field in ["logical_bytes", "allocated_bytes", "blocks", "unchanged_blocks"] {
             assert_eq!(there[field], here[field], "{field}");
         }
         let sent = there["traffic"]["uploaded_bytes"].as_u64().unwrap();

@@ -192,7 +192,8 @@ impl Shared {
         let mut head = format!("{}\r\n", request.line);
         let is = |header: &str, name: &str| header.to_ascii_lowercase().starts_with(name);
         for header in &request.headers {
-            if !is(header, "connection:") && !(ignore_create && is(header, "if-none-match:")) {
+            let taken_out = is(header, "connection:") || (ignore_create && is(header, "if-none-match:"));
+            if !taken_out {
                 head.push_str(&format!("{header}\r\n"));
             }
         }

@@ -70,7 +70,7 @@ impl Store {
             Ok::<_, object_store::Error>(metas.iter().any(|meta| meta.location == path))
         };
         self.objects.put(&path, PutPayload::from_static(b"probe")).await?;
-        let reads = self.objects.get(&path).await?.bytes().await? == &b"probe"[..];
+        let reads = self.objects.get(&path).await?.bytes().await? == b"probe"[..];
         let lists = listed().await?;
         self.objects.delete(&path).await?;
         let forgets = matches!(self.objects.head(&path).await, Err(object_store::Error::NotFound { .. }));
