@@ -8,7 +8,7 @@ use jiff::{Timestamp, Zoned};
 use repo_core::annotation::{self, Annotations};
 use repo_core::entropy::Entropy;
 use repo_core::error::{Error, ErrorKind, ResultExt};
-use repo_core::id::SnapshotId;
+use repo_core::id::{RepositoryId, SlotId, SnapshotId};
 use repo_core::index::Index;
 use repo_core::index::sync::SyncStats;
 use repo_core::monitor::Monitor;
@@ -28,6 +28,9 @@ use crate::output;
 use crate::secret::{Given, Secret};
 use crate::terminal::Terminal;
 use crate::traffic;
+
+/// Where the name of the key slot in use is kept, beside the index.
+const SLOT_FILE: &str = "slot";
 
 /// One run of the program.
 pub(crate) struct Invocation {
@@ -132,8 +135,14 @@ impl Invocation {
 
     fn open_with(&self, store: Store, secret: &Secret) -> Result<Repository> {
         let place = self.place()?;
-        let opened = Repository::open(store, &secret.unlock(), Entropy::system());
+        let opened = match store.root() {
+            Some(_) => Repository::open(store, &secret.unlock(), Entropy::system()),
+            None => Repository::open_as_before(store, &secret.unlock(), slot_used_before, Entropy::system()),
+        };
         let repository = opened.map_err(|error| cannot_open(&place, error))?;
+        if repository.store.root().is_none() {
+            note_slot(&repository);
+        }
         let bound = secret.check_bound(&repository);
         bound.map_err(|failure| failure.context(format!("cannot open repository {place}")))?;
         Ok(repository)
@@ -389,6 +398,22 @@ fn cannot_open(place: &Place<'_>, error: Error) -> Failure {
             failure.hint("restore the damaged file of the repository from a copy of it; the other files are not hurt")
         }
         _ => failure,
+    }
+}
+
+/// The key slot that opened a repository in an object store the last time: listing them costs a request.
+fn slot_used_before(repository: RepositoryId) -> Option<SlotId> {
+    let text = std::fs::read_to_string(cache_folder()?.join(repository.to_hex()).join(SLOT_FILE)).ok()?;
+    SlotId::from_hex(text.trim_end()).ok()
+}
+
+/// Notes it. That this fails costs a request the next time, and nothing else.
+fn note_slot(repository: &Repository) {
+    let (id, slot) = (repository.config.id, repository.slot());
+    if slot_used_before(id) != Some(slot)
+        && let Some(folder) = cache_folder().map(|cache| cache.join(id.to_hex()))
+    {
+        let _ = std::fs::create_dir_all(&folder).and_then(|()| std::fs::write(folder.join(SLOT_FILE), slot.to_hex()));
     }
 }
 

@@ -129,10 +129,27 @@ impl Repository {
     /// # Errors
     /// `NotFound` when there is no repository; `Unauthenticated` when nothing opens; `Corrupt`, `Unsupported`.
     pub fn open(store: Store, unlock: &Unlock<'_>, entropy: Entropy) -> Result<Self> {
+        Self::open_as_before(store, unlock, |_| None, entropy)
+    }
+
+    /// As [`open`](Self::open), by the key slot that opened it the last time: then slots need not be listed. When that one is gone or does
+    /// not open, all are tried.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_as_before(
+        store: Store,
+        unlock: &Unlock<'_>,
+        before: impl FnOnce(RepositoryId) -> Option<SlotId>,
+        entropy: Entropy,
+    ) -> Result<Self> {
         let bytes = config_bytes(&store)?;
         let config = Config::decode(&bytes).context(|| "the configuration cannot be used")?;
         check_unlock(config.suite, unlock)?;
-        let opened = open_any_slot(&store, config.id, unlock)?;
+        let opened = match before(config.id).and_then(|slot| open_slot(&store, config.id, unlock, slot)) {
+            Some(opened) => opened,
+            None => open_any_slot(&store, config.id, unlock)?,
+        };
         Config::authenticate(&bytes, &opened.roles)?;
         let slot::Opened { id: slot, grant, roles: keys, master } = opened;
         Ok(Self { store, config, keys, entropy, slot, grant, master })
@@ -248,6 +265,11 @@ fn check_unlock(suite: Suite, unlock: &Unlock<'_>) -> Result<()> {
 }
 
 /// Opens the slot that grants most of those that `unlock` opens.
+fn open_slot(store: &Store, id: RepositoryId, unlock: &Unlock<'_>, slot: SlotId) -> Option<slot::Opened> {
+    let bytes = store.get(ObjectName::Slot(slot), SLOT_LEN_MAX).ok()?;
+    slot::open(slot, &bytes, unlock, id).ok()?
+}
+
 fn open_any_slot(store: &Store, id: RepositoryId, unlock: &Unlock<'_>) -> Result<slot::Opened> {
     let listed = store.list_slots()?;
     let mut damaged = None;

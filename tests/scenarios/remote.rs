@@ -274,7 +274,9 @@ fn the_requests_of_everyday_commands_are_few() {
     let imported = json(&mut machine.import(&changed, "vdi"));
     println!("incremental import: {}", imported["traffic"]);
     let count = |value: &Value, field: &str| value["traffic"][field].as_u64().unwrap();
-    assert!(count(&imported, "requests") <= 40, "{imported}");
+    assert!(count(&imported, "requests") <= 20, "{imported}");
+    // Of `snapshots/`, where all is that may have changed.
+    assert_eq!(count(&imported, "list"), 1, "{imported}");
     // Two packs, the record, the lease.
     assert_eq!(count(&imported, "put"), 4, "{imported}");
 
@@ -287,6 +289,9 @@ fn the_requests_of_everyday_commands_are_few() {
     println!("restore: {}", restored["traffic"]);
     assert_eq!(std::fs::read(target).unwrap(), large.to_bytes());
     assert!(count(&restored, "get") <= 18, "{restored}");
+    assert_eq!(count(&restored, "list"), 1, "{restored}");
+    let shown = json(&mut machine.cairn(&["show", &snapshot]));
+    assert_eq!(count(&shown, "list"), 1, "{shown}");
 }
 
 #[test]
