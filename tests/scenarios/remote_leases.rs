@@ -221,7 +221,7 @@ fn a_condemned_pack_never_comes_back_and_what_is_needed_of_it_moves() {
     gc(&collector.session, &gc_options(6000), &Silent).unwrap();
     let left = objects.names("packs");
     assert!(old.iter().all(|pack| !left.contains(pack)), "{old:?} {left:?}");
-    assert!(!objects.names("tombstones").is_empty(), "others learn from it why packs are gone");
+    assert!(!objects.names("snapshots/tombstones").is_empty(), "others learn from it why packs are gone");
     let fresh = machine(&objects);
     let restored = restore_stream(&fresh.session, second.0.id, "vdi", Default::default()).unwrap().0;
     assert_eq!(restored, second.1.to_bytes());
