@@ -9,7 +9,6 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use minicbor::bytes::{ByteArray, ByteVec};
 use minicbor::{Decode, Encode};
-use rayon::prelude::*;
 
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::id::{AnnotationId, SnapshotId};
@@ -176,7 +175,7 @@ pub fn read_listed(
     mut listed: Vec<AnnotationId>,
 ) -> Result<(Annotations, Vec<(AnnotationId, Error)>)> {
     for _ in 0..TRIES_MAX {
-        let read: Vec<_> = listed.par_iter().map(|id| (*id, read(repository, *id))).collect();
+        let read: Vec<_> = repository.store.each(&listed, |id| (*id, read(repository, *id)));
         // One was replaced since it was listed: what replaced it may not have been listed.
         if read.iter().any(|(_, read)| read.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound)) {
             listed = repository.store.catalog()?.annotations;

@@ -1,5 +1,6 @@
 //! From ids to bytes: look-up in the index, directory of the pack, frame, entry; with bounded caches.
 
+mod ahead;
 mod prefetch;
 
 use std::ops::RangeInclusive;
@@ -145,7 +146,10 @@ impl ContentReader {
             return Ok(located);
         }
         let found = self.index.find(&asked.iter().map(|at| ids[*at]).collect::<Vec<_>>())?;
-        for pack in self.prefetch.count(found.iter().flatten().map(|location| location.pack)) {
+        // A directory from an object store costs two round trips, and look-ups that are saved next to nothing.
+        let is_cheap = self.repository.store.root().is_some();
+        let packs = found.iter().flatten().map(|location| location.pack).filter(|_| is_cheap);
+        for pack in self.prefetch.count(packs) {
             // A directory that cannot be read only saves no look-ups; what needs it will say so.
             if let Ok(reader) = self.pack(pack) {
                 self.prefetch.take_in(pack, reader.directory());

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use minicbor::bytes::{ByteArray, ByteVec};
 use minicbor::{Decode, Encode};
-use rayon::prelude::*;
 
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::id::{NodeId, PackId, SnapshotId};
@@ -318,7 +317,7 @@ pub fn read_all(repository: &Repository) -> Result<Snapshots> {
 
 /// As [`read_all`], of those that were listed.
 pub fn read_listed(repository: &Repository, ids: &[SnapshotId]) -> Snapshots {
-    sorted(ids.par_iter().map(|id| (*id, read(repository, *id))).collect())
+    sorted(repository.store.each(ids, |id| (*id, read(repository, *id))))
 }
 
 /// As [`read_listed`] of all there are, for who has an index: records that it kept are not read from the store again. They are
@@ -328,7 +327,8 @@ pub fn read_listed(repository: &Repository, ids: &[SnapshotId]) -> Snapshots {
 /// `Io` when the index fails.
 pub fn read_listed_with(repository: &Repository, index: &Index, ids: &[SnapshotId]) -> Result<Snapshots> {
     let kept = index.kept_records(ids)?;
-    let read: Vec<_> = ids.par_iter().zip(kept).map(|(id, kept)| (*id, read_kept(repository, *id, kept))).collect();
+    let kept: Vec<_> = ids.iter().zip(kept).collect();
+    let read = repository.store.each(&kept, |(id, kept)| (**id, read_kept(repository, **id, kept.as_deref())));
     let mut new = Vec::new();
     let mut opened = Vec::with_capacity(read.len());
     for (id, outcome) in read {
@@ -345,13 +345,9 @@ pub fn read_listed_with(repository: &Repository, index: &Index, ids: &[SnapshotI
 }
 
 /// A snapshot, and its record's bytes when they came from the store.
-fn read_kept(
-    repository: &Repository,
-    id: SnapshotId,
-    kept: Option<Vec<u8>>,
-) -> Result<(NamedSnapshot, Option<Vec<u8>>)> {
+fn read_kept(repository: &Repository, id: SnapshotId, kept: Option<&[u8]>) -> Result<(NamedSnapshot, Option<Vec<u8>>)> {
     // What a cache holds proves nothing: bytes that are not the record's are read anew.
-    if let Some(named) = kept.and_then(|object| open(repository, id, &object).ok()) {
+    if let Some(named) = kept.and_then(|object| open(repository, id, object).ok()) {
         return Ok((named, None));
     }
     let object = get(repository, id)?;

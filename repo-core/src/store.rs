@@ -8,6 +8,7 @@
 //! (`Corrupt`): only the last two are damage.
 
 pub mod cloud;
+mod each;
 mod failure;
 mod http;
 mod listing;

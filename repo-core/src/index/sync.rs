@@ -3,8 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
-use rayon::prelude::*;
-
 use crate::error::{ErrorKind, Result, ResultExt};
 use crate::id::{PackId, TombstoneName};
 use crate::index::Index;
@@ -213,7 +211,7 @@ pub fn add_missing(
         monitor.begin("reading pack directories", Some(missing.len() as u64 * u64::from(repository.config.pack_len)));
     }
     for batch in missing.chunks(BATCH) {
-        let opened: Vec<_> = batch.par_iter().map(|pack| read(repository, *pack)).collect();
+        let opened: Vec<_> = repository.store.each(batch, |pack| read(repository, *pack));
         for opened in opened {
             match opened {
                 Ok(pack) => {

@@ -200,6 +200,9 @@ impl<'a> Running<'a> {
         };
         let mut delivered =
             source.virtual_size().filter(|_| base.is_some() && source.is_hinted()).map(PresentBlocks::new);
+        if let Some(parent) = parent.as_ref().filter(|_| base.is_none()) {
+            content.fetch_ahead(&parent.disk.tree);
+        }
         let complete = parent.as_ref().is_some_and(|parent| parent.complete);
         let mut comparison = Comparison::new(parent.as_ref(), base.is_some(), &content);
         let mut reading = DiskReading { delta: base.is_some(), ..DiskReading::default() };
@@ -360,16 +363,18 @@ impl<'a> Running<'a> {
     /// Packs written, and packs that chunks were found in: the latter must still be there.
     fn packs(&self) -> Result<Vec<PackId>> {
         let mut packs: BTreeSet<PackId> = self.written_packs.iter().copied().collect();
-        for number in &self.used_packs {
-            let known = self.session.index.pack(*number);
-            if packs.insert(known.id) {
-                let len = self.session.repository.store.len(ObjectName::Pack(known.id))?;
-                if len != known.len {
-                    let text = format!("pack {} has {len} bytes instead of {}", known.id.short(), known.len);
-                    return Err(Error::corrupt(text));
-                }
+        let used = self.used_packs.iter().map(|number| self.session.index.pack(*number));
+        let used: Vec<_> = used.filter(|known| packs.insert(known.id)).collect();
+        let store = &self.session.repository.store;
+        let checked = store.each(&used, |known| {
+            let len = store.len(ObjectName::Pack(known.id))?;
+            if len != known.len {
+                let text = format!("pack {} has {len} bytes instead of {}", known.id.short(), known.len);
+                return Err(Error::corrupt(text));
             }
-        }
+            Ok(())
+        });
+        checked.into_iter().collect::<Result<()>>()?;
         Ok(packs.into_iter().collect())
     }
 }

@@ -136,25 +136,23 @@ impl WindowPlan {
         let longest = if content.repository().store.root().is_some() { 1 } else { STRETCH_FRAMES };
         let side_by_side = frames.chunk_by(|a, b| follows(frame_of(&a[0]), frame_of(&b[0])));
         let stretches: Vec<&[&[Placed]]> = side_by_side.flat_map(|stretch| stretch.chunks(longest)).collect();
-        stretches
-            .par_iter()
-            .map(|stretch| {
-                let mut outcome = WindowOutcome::default();
-                if monitor.is_cancelled() {
-                    let error = || Error::new(ErrorKind::Interrupted, "interrupted");
-                    outcome.losses.extend(stretch.iter().map(|placed| Loss::of(placed, error())));
-                    return outcome;
-                }
-                let keys: Vec<FrameKey> = stretch.iter().map(|placed| frame_of(&placed[0])).collect();
-                for (placed, decoded) in stretch.iter().zip(keeper.frames(content, &keys)) {
-                    outcome.add(restore_frame(content, decoded, hasher, buffer, placed));
-                }
-                outcome
-            })
-            .reduce(WindowOutcome::default, |mut all, one| {
-                all.add(one);
-                all
-            })
+        let outcomes = content.repository().store.each(&stretches, |stretch| {
+            let mut outcome = WindowOutcome::default();
+            if monitor.is_cancelled() {
+                let error = || Error::new(ErrorKind::Interrupted, "interrupted");
+                outcome.losses.extend(stretch.iter().map(|placed| Loss::of(placed, error())));
+                return outcome;
+            }
+            let keys: Vec<FrameKey> = stretch.iter().map(|placed| frame_of(&placed[0])).collect();
+            for (placed, decoded) in stretch.iter().zip(keeper.frames(content, &keys)) {
+                outcome.add(restore_frame(content, decoded, hasher, buffer, placed));
+            }
+            outcome
+        });
+        outcomes.into_iter().fold(WindowOutcome::default(), |mut all, one| {
+            all.add(one);
+            all
+        })
     }
 }
 
