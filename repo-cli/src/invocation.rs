@@ -96,11 +96,7 @@ impl Invocation {
     /// Where what opens the repository comes from.
     pub(crate) fn given_secret(&self) -> Given<'_> {
         let Globals { key_file, passphrase_file, .. } = &self.globals;
-        Given {
-            key_file: key_file.as_deref(),
-            passphrase_file: passphrase_file.as_deref(),
-            side: Side::Repository,
-        }
+        Given { key_file: key_file.as_deref(), passphrase_file: passphrase_file.as_deref(), side: Side::Repository }
     }
 
     /// Opens the repository.
