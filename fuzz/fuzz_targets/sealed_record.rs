@@ -129,6 +129,7 @@ fn seeds() -> Vec<Vec<u8>> {
         program: "cairn".to_owned(),
         metadata: Default::default(),
         remarks: Remarks::default(),
+        origin: None,
     };
     let annotation =
         Annotation { snapshot: SnapshotId([9; 32]), time_ms: 5, remarks: Remarks::default(), replaces: vec![] };

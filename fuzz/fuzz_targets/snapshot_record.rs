@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use libfuzzer_sys::fuzz_target;
-use repo_core::id::{NodeId, PackId, SnapshotId};
+use repo_core::id::{NodeId, PackId, RepositoryId, SnapshotId};
 use repo_core::manifest::Tree;
 use repo_core::remarks::Remarks;
-use repo_core::snapshot::{Disk, Snapshot, SnapshotStats};
+use repo_core::snapshot::{Disk, Snapshot, SnapshotOrigin, SnapshotStats};
 use repo_core::units::VIRTUAL_SIZE_MAX;
 use repo_fuzz::{check_error, write_seeds};
 
@@ -58,6 +58,7 @@ fn seeds() -> Vec<Vec<u8>> {
         program: "cairn".to_owned(),
         metadata: BTreeMap::from([("vm.json".to_owned(), b"{}".to_vec()), ("x".to_owned(), vec![])]),
         remarks: Remarks { tags: ["gold".to_owned()].into(), note: Some("why".to_owned()), protected: true },
+        origin: Some(SnapshotOrigin { repository: RepositoryId([7; 16]), snapshot: SnapshotId([8; 32]) }),
     };
     let bare = Snapshot {
         vm: None,
@@ -65,6 +66,7 @@ fn seeds() -> Vec<Vec<u8>> {
         packs: vec![],
         metadata: BTreeMap::new(),
         remarks: Remarks::default(),
+        origin: None,
         ..full.clone()
     };
     vec![full.encode(), bare.encode()]

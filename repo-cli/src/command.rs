@@ -14,6 +14,7 @@ mod report;
 mod restore;
 mod show;
 mod snapshots;
+mod sync;
 
 use clap::Subcommand;
 
@@ -37,6 +38,7 @@ pub(crate) enum Command {
     Diff(diff::Args),
     Report(report::Args),
     Check(check::Args),
+    Sync(sync::Args),
     Gc(gc::Args),
     RebuildIndex(rebuild_index::Args),
     Key(key::Args),
@@ -72,6 +74,7 @@ fn dispatch(command: Command, invocation: &Invocation) -> Result<Exit> {
         Command::Diff(args) => diff::run(&args, invocation),
         Command::Report(args) => report::run(&args, invocation),
         Command::Check(args) => check::run(&args, invocation),
+        Command::Sync(args) => sync::run(&args, invocation),
         Command::Gc(args) => gc::run(&args, invocation),
         Command::RebuildIndex(args) => rebuild_index::run(&args, invocation),
         Command::Key(args) => key::run(args, invocation),

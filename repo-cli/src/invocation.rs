@@ -25,7 +25,7 @@ use crate::cloud::{self, CloudRepo, Network};
 use crate::exit::Exit;
 use crate::failure::{Failure, Result, chain};
 use crate::output;
-use crate::secret::{Given, Secret};
+use crate::secret::{Given, Secret, Side};
 use crate::terminal::Terminal;
 use crate::traffic;
 
@@ -90,18 +90,13 @@ impl Invocation {
         let path = named.ok_or_else(|| {
             Failure::usage("no repository is named").hint("give --repo PLACE, or set CAIRN_REPO for all commands")
         })?;
-        let Some(text) = path.to_str().filter(|text| text.contains("://")) else { return Ok(Place::Folder(path)) };
-        match CloudRepo::parse(text)? {
-            Some(cloud) => Ok(Place::Cloud(cloud)),
-            None => Err(Failure::usage(format!("{text} is neither a path nor the URL of an object store"))
-                .hint("s3://BUCKET/PREFIX, az://CONTAINER/PREFIX and gs://BUCKET/PREFIX are")),
-        }
+        place_of(path)
     }
 
     /// Where what opens the repository comes from.
     pub(crate) fn given_secret(&self) -> Given<'_> {
         let Globals { key_file, passphrase_file, .. } = &self.globals;
-        Given { key_file: key_file.as_deref(), passphrase_file: passphrase_file.as_deref() }
+        Given { key_file: key_file.as_deref(), passphrase_file: passphrase_file.as_deref(), side: Side::Repository }
     }
 
     /// Opens the repository.
@@ -109,9 +104,17 @@ impl Invocation {
     /// # Errors
     /// Those of the core, with the next step.
     pub(crate) fn open_repository(&self) -> Result<Repository> {
-        let (store, suite) = self.open_store()?;
-        let secret = self.secret_for(suite)?;
-        self.open_with(store, &secret)
+        let place = self.place()?;
+        self.open_repository_in(&place, self.open_store(&place)?, &self.given_secret())
+    }
+
+    /// Opens the repository in a place, by what is given for it.
+    ///
+    /// # Errors
+    /// Those of the core, with the next step.
+    pub(crate) fn open_repository_in(&self, place: &Place<'_>, store: Store, given: &Given<'_>) -> Result<Repository> {
+        let suite = Repository::suite_of(&store).map_err(|error| cannot_open(place, error))?;
+        open_with(place, store, &secret_for(place, suite, given)?)
     }
 
     /// Opens the repository with this and nothing else, whatever the user gave besides.
@@ -119,49 +122,21 @@ impl Invocation {
     /// # Errors
     /// Those of the core, with the next step.
     pub(crate) fn open_repository_by(&self, secret: &Secret) -> Result<Repository> {
-        let (store, _) = self.open_store()?;
-        self.open_with(store, secret)
-    }
-
-    fn open_store(&self) -> Result<(Store, Suite)> {
         let place = self.place()?;
-        let store = match &place {
-            Place::Folder(path) => Store::open_local(path).map_err(|error| cannot_open(&place, error))?,
-            Place::Cloud(cloud) => cloud.open(&self.network)?,
-        };
-        let suite = Repository::suite_of(&store).map_err(|error| cannot_open(&place, error))?;
-        Ok((store, suite))
+        let store = self.open_store(&place)?;
+        Repository::suite_of(&store).map_err(|error| cannot_open(&place, error))?;
+        open_with(&place, store, secret)
     }
 
-    fn open_with(&self, store: Store, secret: &Secret) -> Result<Repository> {
-        let place = self.place()?;
-        let opened = match store.root() {
-            Some(_) => Repository::open(store, &secret.unlock(), Entropy::system()),
-            None => Repository::open_as_before(store, &secret.unlock(), slot_used_before, Entropy::system()),
-        };
-        let repository = opened.map_err(|error| cannot_open(&place, error))?;
-        if repository.store.root().is_none() {
-            note_slot(&repository);
+    /// Opens the store in a place.
+    ///
+    /// # Errors
+    /// Those of the core, with the next step.
+    pub(crate) fn open_store(&self, place: &Place<'_>) -> Result<Store> {
+        match place {
+            Place::Folder(path) => Store::open_local(path).map_err(|error| cannot_open(place, error)),
+            Place::Cloud(cloud) => cloud.open(&self.network),
         }
-        let bound = secret.check_bound(&repository);
-        bound.map_err(|failure| failure.context(format!("cannot open repository {place}")))?;
-        Ok(repository)
-    }
-
-    fn secret_for(&self, suite: Suite) -> Result<Secret> {
-        let given = self.given_secret();
-        // Whoever gives a secret expects encryption: somebody may have put another repository in its place.
-        if suite == Suite::None && given.is_given() {
-            let text = format!(
-                "cannot open repository {}: it is not encrypted, but a passphrase or key is given",
-                self.place()?
-            );
-            return Err(Failure::new(ErrorKind::Invalid, text).hint(
-                "if it should be encrypted, do not trust it; otherwise unset CAIRN_PASSPHRASE and CAIRN_KEY_FILE and leave \
-                 out --passphrase-file and --key-file",
-            ));
-        }
-        given.existing(suite)
     }
 
     /// Opens the repository with an index that is up to date. From here on, Ctrl-C stops cleanly.
@@ -169,10 +144,17 @@ impl Invocation {
     /// # Errors
     /// Those of the core, with the next step.
     pub(crate) fn open_session(&self) -> Result<Session> {
-        let repository = self.open_repository()?;
+        self.session_of(self.open_repository()?)
+    }
+
+    /// An index that is up to date, for an open repository. From here on, Ctrl-C stops cleanly.
+    ///
+    /// # Errors
+    /// Those of the core, with the next step.
+    pub(crate) fn session_of(&self, repository: Repository) -> Result<Session> {
         self.terminal.take_signals()?;
-        let opened = open::open_session(repository, cache_folder().as_deref(), &self.terminal);
-        Ok(opened.context(|| self.cannot_open_index())?)
+        let cannot = format!("cannot open the index of repository {}", repository.store.location());
+        Ok(open::open_session(repository, cache_folder().as_deref(), &self.terminal).context(|| cannot)?)
     }
 
     /// The folder where the index of a repository is kept; none where nothing can be written.
@@ -194,11 +176,6 @@ impl Invocation {
         self.terminal.take_signals()?;
         let rebuilt = open::rebuild_index(repository, cache_folder().as_deref(), &self.terminal);
         Ok(rebuilt.context(|| "cannot rebuild the index")?)
-    }
-
-    fn cannot_open_index(&self) -> String {
-        let path = self.globals.repo.as_deref().unwrap_or(Path::new("."));
-        format!("cannot open the index of repository {}", path.display())
     }
 
     /// All snapshots that can be read, oldest first. Records that cannot be are told and counted.
@@ -375,7 +352,46 @@ pub(crate) enum Importance {
     Finding,
 }
 
-fn cannot_open(place: &Place<'_>, error: Error) -> Failure {
+/// The place that is meant.
+///
+/// # Errors
+/// Wrong usage for a URL that is none of an object store.
+pub(crate) fn place_of(path: &Path) -> Result<Place<'_>> {
+    let Some(text) = path.to_str().filter(|text| text.contains("://")) else { return Ok(Place::Folder(path)) };
+    match CloudRepo::parse(text)? {
+        Some(cloud) => Ok(Place::Cloud(cloud)),
+        None => Err(Failure::usage(format!("{text} is neither a path nor the URL of an object store"))
+            .hint("s3://BUCKET/PREFIX, az://CONTAINER/PREFIX and gs://BUCKET/PREFIX are")),
+    }
+}
+
+fn open_with(place: &Place<'_>, store: Store, secret: &Secret) -> Result<Repository> {
+    let opened = match store.root() {
+        Some(_) => Repository::open(store, &secret.unlock(), Entropy::system()),
+        None => Repository::open_as_before(store, &secret.unlock(), slot_used_before, Entropy::system()),
+    };
+    let repository = opened.map_err(|error| cannot_open(place, error))?;
+    if repository.store.root().is_none() {
+        note_slot(&repository);
+    }
+    let bound = secret.check_bound(&repository);
+    bound.map_err(|failure| failure.context(format!("cannot open repository {place}")))?;
+    Ok(repository)
+}
+
+fn secret_for(place: &Place<'_>, suite: Suite, given: &Given<'_>) -> Result<Secret> {
+    // Whoever gives a secret expects encryption: somebody may have put another repository in its place.
+    if suite == Suite::None && given.is_given() {
+        let text = format!("cannot open repository {place}: it is not encrypted, but a passphrase or key is given");
+        let (variables, options) = given.names();
+        return Err(Failure::new(ErrorKind::Invalid, text).hint(format!(
+            "if it should be encrypted, do not trust it; otherwise unset {variables} and leave out {options}"
+        )));
+    }
+    given.existing(suite)
+}
+
+pub(crate) fn cannot_open(place: &Place<'_>, error: Error) -> Failure {
     let kind = error.kind();
     let outer = format!("cannot open repository {place}");
     let hint = match place {

@@ -25,17 +25,24 @@ pub(crate) struct Source<'a> {
     pub(crate) option: &'static str,
     /// The variable.
     pub(crate) variable: &'static str,
+    /// What is asked at the terminal.
+    prompt: &'static str,
 }
 
 impl Source<'_> {
     /// The passphrase that opens the repository.
     pub(crate) fn of_repository(file: Option<&Path>) -> Source<'_> {
-        Source { file, option: "--passphrase-file", variable: "CAIRN_PASSPHRASE" }
+        Source { file, option: "--passphrase-file", variable: "CAIRN_PASSPHRASE", prompt: "Passphrase: " }
+    }
+
+    /// The passphrase that opens the repository that is synced to.
+    pub(crate) fn of_target(file: Option<&Path>) -> Source<'_> {
+        Source { file, option: "--to-passphrase-file", variable: "CAIRN_TO_PASSPHRASE", prompt: "Passphrase of TO: " }
     }
 
     /// The passphrase to be added.
     pub(crate) fn of_new_key(file: Option<&Path>) -> Source<'_> {
-        Source { file, option: "--new-passphrase-file", variable: "CAIRN_NEW_PASSPHRASE" }
+        Source { file, option: "--new-passphrase-file", variable: "CAIRN_NEW_PASSPHRASE", prompt: "New passphrase: " }
     }
 
     /// Whether one is given; an empty variable gives none.
@@ -50,7 +57,7 @@ impl Source<'_> {
     pub(crate) fn existing(&self) -> Result<Passphrase> {
         match self.given()? {
             Some(given) => Ok(given),
-            None => self.prompt("Passphrase: "),
+            None => self.ask(self.prompt),
         }
     }
 
@@ -62,8 +69,8 @@ impl Source<'_> {
         if let Some(given) = self.given()? {
             return Ok(given);
         }
-        let first = self.prompt("New passphrase: ")?;
-        if *self.prompt("The same again: ")? != *first {
+        let first = self.ask(self.prompt)?;
+        if *self.ask("The same again: ")? != *first {
             return Err(Failure::new(ErrorKind::Invalid, "the two passphrases differ"));
         }
         Ok(first)
@@ -78,7 +85,7 @@ impl Source<'_> {
         not_empty(Zeroizing::new(text), self.variable).map(Some)
     }
 
-    fn prompt(&self, text: &str) -> Result<Passphrase> {
+    fn ask(&self, text: &str) -> Result<Passphrase> {
         // The prompt itself goes to the terminal of the session, so that stdin may be a disk and stdout a pipe.
         if !std::io::stdin().is_terminal() && !std::io::stderr().is_terminal() {
             return Err(Failure::new(

@@ -36,6 +36,17 @@ pub(crate) struct Given<'a> {
     pub(crate) key_file: Option<&'a Path>,
     /// The file named by `--passphrase-file`.
     pub(crate) passphrase_file: Option<&'a Path>,
+    /// Which repository it opens.
+    pub(crate) side: Side,
+}
+
+/// Which of two repositories is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The one that a command works on.
+    Repository,
+    /// The one that is synced to.
+    Target,
 }
 
 impl Secret {
@@ -100,11 +111,26 @@ impl Given<'_> {
     }
 
     fn passphrase(&self) -> Source<'_> {
-        Source::of_repository(self.passphrase_file)
+        match self.side {
+            Side::Repository => Source::of_repository(self.passphrase_file),
+            Side::Target => Source::of_target(self.passphrase_file),
+        }
+    }
+
+    /// The variables and the options that give a secret, for people.
+    pub(crate) fn names(&self) -> (&'static str, &'static str) {
+        match self.side {
+            Side::Repository => ("CAIRN_PASSPHRASE and CAIRN_KEY_FILE", "--passphrase-file and --key-file"),
+            Side::Target => ("CAIRN_TO_PASSPHRASE and CAIRN_TO_KEY_FILE", "--to-passphrase-file and --to-key-file"),
+        }
     }
 
     fn key_path(&self) -> Option<PathBuf> {
-        let of_variable = || std::env::var_os(KEY_FILE_VARIABLE).filter(|value: &OsString| !value.is_empty());
+        let variable = match self.side {
+            Side::Repository => KEY_FILE_VARIABLE,
+            Side::Target => "CAIRN_TO_KEY_FILE",
+        };
+        let of_variable = || std::env::var_os(variable).filter(|value: &OsString| !value.is_empty());
         match (self.key_file, self.passphrase_file) {
             (Some(file), _) => Some(file.to_owned()),
             (None, Some(_)) => None,

@@ -300,6 +300,7 @@ pub(crate) mod tests {
             program: "cairn".to_owned(),
             metadata: BTreeMap::new(),
             remarks: Default::default(),
+            origin: None,
         };
         NamedSnapshot { id: SnapshotId(bytes), len: 100, snapshot }
     }

@@ -125,6 +125,20 @@ impl Annotations {
         self.of.get(&snapshot).into_iter().flatten().map(|(id, _)| *id)
     }
 
+    /// The annotations of a snapshot with their names, those too that no longer count.
+    pub fn of(&self, snapshot: SnapshotId) -> &[(AnnotationId, Annotation)] {
+        self.of.get(&snapshot).map_or(&[], |all| all)
+    }
+
+    /// What the next annotation of a snapshot replaces: those that are there, and what these replaced. A copy of the
+    /// repository may have any of them still, and have missed those in between.
+    fn replaced_by_a_new_one(&self, snapshot: SnapshotId) -> Vec<AnnotationId> {
+        let there = self.of(snapshot);
+        let before = there.iter().flat_map(|(_, annotation)| &annotation.replaces);
+        let mut met = HashSet::new();
+        there.iter().map(|(id, _)| id).chain(before).copied().filter(|id| met.insert(*id)).take(REPLACED_MAX).collect()
+    }
+
     fn insert(&mut self, id: AnnotationId, annotation: Annotation) {
         self.of.entry(annotation.snapshot).or_default().push((id, annotation));
     }
@@ -216,7 +230,8 @@ pub fn annotate(
         return Ok(remarks);
     }
     remarks.check()?;
-    let replaces: Vec<_> = annotations.ids_of(named.id).take(REPLACED_MAX).collect();
+    let replaced: Vec<_> = annotations.ids_of(named.id).take(REPLACED_MAX).collect();
+    let replaces = annotations.replaced_by_a_new_one(named.id);
     // Later than all before it, whatever the clock says: the latest note counts.
     let latest_ms = annotations.of.get(&named.id).into_iter().flatten().map(|(_, before)| before.time_ms).max();
     let time_ms = latest_ms.map_or(now_ms, |latest| now_ms.max(latest.saturating_add(1)));
@@ -224,7 +239,7 @@ pub fn annotate(
     let (id, object) = KIND.seal(repository, annotation.encode())?;
     turn.check()?;
     repository.store.put_new(ObjectName::Annotation(AnnotationId(id)), &object)?;
-    let replaced: Vec<_> = annotation.replaces.iter().map(|id| ObjectName::Annotation(*id)).collect();
+    let replaced: Vec<_> = replaced.into_iter().map(ObjectName::Annotation).collect();
     repository.store.delete_all(&replaced)?;
     Ok(annotation.remarks)
 }
@@ -261,6 +276,12 @@ mod tests {
             assert!(both.protected, "protected if one says so");
             assert_eq!(both.note, None, "of the latest");
         }
+        let mut annotations = Annotations::default();
+        for (id, annotation) in [said(4, 40, &[], None, &[2, 3]), said(5, 50, &[], None, &[4, 1])] {
+            annotations.insert(id, annotation);
+        }
+        let ids = |bytes: &[u8]| bytes.iter().map(|id| AnnotationId([*id; 32])).collect::<Vec<_>>();
+        assert_eq!(annotations.replaced_by_a_new_one(SnapshotId([9; 32])), ids(&[4, 5, 2, 3, 1]));
         let ring = [said(1, 1, &["a"], None, &[2]), said(2, 2, &["b"], None, &[1])];
         assert_eq!(merged(&ring).tags.len(), 2);
     }

@@ -13,4 +13,5 @@ mod pack_stream;
 pub mod repair;
 pub mod report;
 pub mod restore;
+pub mod sync;
 pub mod usage;

@@ -155,6 +155,70 @@ impl Repository {
         Ok(Self { store, config, keys, entropy, slot, grant, master })
     }
 
+    /// Whether the repository in `store` is a copy of this one: it has the same id, configuration and keys.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no repository; `Invalid` or `Unauthenticated` when it has the same id and something else
+    /// differs; `Corrupt`, `Unsupported`.
+    pub fn is_copied_in(&self, store: &Store) -> Result<bool> {
+        let bytes = config_bytes(store)?;
+        let config = Config::decode(&bytes).context(|| "the configuration cannot be used")?;
+        if config.id != self.config.id {
+            return Ok(false);
+        }
+        if config != self.config {
+            return Err(Error::invalid("two repositories have one id and different configurations"));
+        }
+        Config::authenticate(&bytes, &self.keys)?;
+        Ok(true)
+    }
+
+    /// Opens a copy of this repository with the keys that this process holds. No key slot of the copy is opened, so it may
+    /// have other ones.
+    ///
+    /// # Errors
+    /// `Invalid` when it is no copy; those of [`is_copied_in`](Self::is_copied_in).
+    pub fn open_copy(&self, store: Store, entropy: Entropy) -> Result<Self> {
+        if !self.is_copied_in(&store)? {
+            return Err(Error::invalid("it is another repository, not a copy of this one"));
+        }
+        let (slot, grant, master) = (self.slot, self.grant, self.master.clone());
+        Ok(Self { store, config: self.config, keys: self.keys.clone(), entropy, slot, grant, master })
+    }
+
+    /// Whether a store that is no repository yet holds nothing but key slots of this one: a copy that was broken off.
+    ///
+    /// # Errors
+    /// `Unavailable` when a store cannot be listed.
+    pub fn is_copy_begun_in(&self, store: &Store) -> Result<bool> {
+        let there = store.list_slots()?;
+        let own = self.store.list_slots()?;
+        let all_own = there.iter().all(|listed| own.iter().any(|slot| slot.id == listed.id));
+        Ok(!there.is_empty() && all_own && store.pack_ids()?.is_empty() && store.catalog()?.snapshots.is_empty())
+    }
+
+    /// Makes an empty copy of this repository in a store that has no configuration yet: its key slots, then its
+    /// configuration. One that was begun is gone on with.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when something else is there; `Corrupt` when a slot is damaged; `Io`.
+    pub fn copy_to(&self, store: &Store) -> Result<()> {
+        let bytes = config_bytes(&self.store)?;
+        Config::authenticate(&bytes, &self.keys)?;
+        for listed in self.store.list_slots()? {
+            let slot = self.store.get(ObjectName::Slot(listed.id), SLOT_LEN_MAX)?;
+            if *blake3::hash(&slot).as_bytes() != listed.id.0 {
+                return Err(Error::corrupt(format!("key slot {} does not match its name", listed.id.short())));
+            }
+            match store.put_new(ObjectName::Slot(listed.id), &slot) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                put => put?,
+            }
+        }
+        // Last, as when a repository is made.
+        store.put_new(ObjectName::Config, &bytes)
+    }
+
     /// Whether the repository in `store` wants a passphrase.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use minicbor::bytes::{ByteArray, ByteVec};
 use minicbor::{Decode, Encode};
 
 use crate::error::{Error, ErrorKind, Result, ResultExt};
-use crate::id::{NodeId, PackId, SnapshotId};
+use crate::id::{NodeId, PackId, RepositoryId, SnapshotId};
 use crate::index::Index;
 use crate::manifest::Tree;
 use crate::object::ObjectKind;
@@ -43,6 +43,17 @@ pub struct Snapshot {
     pub metadata: BTreeMap<String, Vec<u8>>,
     /// What was said of it when it was made. Annotations, if there are any, say what holds now.
     pub remarks: Remarks,
+    /// Where the snapshot was made, when a sync stored it anew from a repository with other keys.
+    pub origin: Option<SnapshotOrigin>,
+}
+
+/// Where a snapshot was made. It stays the same from sync to sync, so that a snapshot is known again wherever it went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SnapshotOrigin {
+    /// The repository.
+    pub repository: RepositoryId,
+    /// Its name there.
+    pub snapshot: SnapshotId,
 }
 
 /// One disk of a snapshot.
@@ -131,6 +142,17 @@ struct StoredSnapshot {
     note: Option<String>,
     #[n(10)]
     protected: Option<bool>,
+    #[n(11)]
+    origin: Option<StoredOrigin>,
+}
+
+#[derive(Encode, Decode)]
+#[cbor(map)]
+struct StoredOrigin {
+    #[n(0)]
+    repository: ByteArray<16>,
+    #[n(1)]
+    snapshot: ByteArray<32>,
 }
 
 #[derive(Encode, Decode)]
@@ -189,6 +211,10 @@ impl Snapshot {
             tags: (!self.remarks.tags.is_empty()).then(|| self.remarks.tags.iter().cloned().collect()),
             note: self.remarks.note.clone(),
             protected: self.remarks.protected.then_some(true),
+            origin: self.origin.map(|origin| StoredOrigin {
+                repository: origin.repository.0.into(),
+                snapshot: origin.snapshot.0.into(),
+            }),
         };
         minicbor::to_vec(&stored).expect("writing CBOR into memory cannot fail")
     }
@@ -217,6 +243,10 @@ impl Snapshot {
             vm: stored.vm,
             disks,
             remarks,
+            origin: stored.origin.map(|origin| SnapshotOrigin {
+                repository: RepositoryId(origin.repository.into()),
+                snapshot: SnapshotId(origin.snapshot.into()),
+            }),
             packs,
             stats: stored.stats,
             program: stored.program,
@@ -392,6 +422,7 @@ mod tests {
             program: "cairn".to_owned(),
             metadata: BTreeMap::from([("vm.json".to_owned(), b"{}".to_vec())]),
             remarks: Remarks::default(),
+            origin: None,
         }
     }
 
@@ -404,6 +435,9 @@ mod tests {
         let remarks = Remarks { tags: ["a".to_owned()].into(), note: Some("b".to_owned()), protected: true };
         let remarked = Snapshot { remarks, ..bare };
         assert_eq!(Snapshot::decode(&remarked.encode()).unwrap(), remarked);
+        let origin = SnapshotOrigin { repository: RepositoryId([5; 16]), snapshot: SnapshotId([6; 32]) };
+        let synced = Snapshot { origin: Some(origin), ..remarked };
+        assert_eq!(Snapshot::decode(&synced.encode()).unwrap(), synced);
     }
 
     #[test]
@@ -418,7 +452,8 @@ mod tests {
     proptest! {
         #[test]
         fn changed_and_arbitrary_bytes_never_panic(at: prop::sample::Index, value: u8, noise: Vec<u8>) {
-            let mut bytes = sample().encode();
+            let origin = SnapshotOrigin { repository: RepositoryId([5; 16]), snapshot: SnapshotId([6; 32]) };
+            let mut bytes = Snapshot { origin: Some(origin), ..sample() }.encode();
             let at = at.index(bytes.len());
             bytes[at] = value;
             let _ = Snapshot::decode(&bytes);

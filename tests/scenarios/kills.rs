@@ -18,11 +18,11 @@ use repo_tests::model::ModelDisk;
 use serde_json::Value;
 
 /// What changes files of a repository: content, names, and names that go.
-const CALLS: [&str; 4] = ["pwrite64", "linkat", "unlink", "mkdir"];
+pub(crate) const CALLS: [&str; 4] = ["pwrite64", "linkat", "unlink", "mkdir"];
 
 /// Runs `arguments` on what `prepare` makes, killed before its first call of each kind, its second and so on until it gets
 /// to its end; `judge` is told of each kill. Gives how many kills there were.
-fn kill_at_each_step(
+pub(crate) fn kill_at_each_step(
     calls: &[&str],
     only: Option<&Path>,
     mut prepare: impl FnMut() -> (PathBuf, Vec<String>),
@@ -44,7 +44,7 @@ fn kill_at_each_step(
     kills
 }
 
-fn strings<const N: usize>(arguments: [&str; N]) -> Vec<String> {
+pub(crate) fn strings<const N: usize>(arguments: [&str; N]) -> Vec<String> {
     arguments.map(str::to_owned).into()
 }
 

@@ -32,6 +32,7 @@ mod report;
 mod report_page;
 mod samples;
 mod soak;
+mod sync;
 
 #[test]
 fn every_scenario_file_is_part_of_this_binary() {

@@ -142,10 +142,10 @@ fn bad_sources_commit_nothing() {
 }
 
 /// A file system of its own, gone when dropped.
-struct Mounted(PathBuf);
+pub(crate) struct Mounted(PathBuf);
 
 impl Mounted {
-    fn tmpfs(at: &Path, size: &str) -> Self {
+    pub(crate) fn tmpfs(at: &Path, size: &str) -> Self {
         std::fs::create_dir_all(at).unwrap();
         run(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(at));
         Self(at.to_owned())

@@ -60,6 +60,14 @@ impl RepoFixture {
         Self { folder, reach: Reach::Listed, suite, clock_ms: 1_000_000 }
     }
 
+    /// An empty repository with the same keys, in a folder of its own.
+    pub fn empty_copy(&self) -> Self {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let store = Store::create_local(&folder.path().join("repository")).expect("create store");
+        self.session().repository.copy_to(&store).expect("copy configuration and key slots");
+        Self { folder, suite: self.suite, clock_ms: self.clock_ms, reach: self.reach }
+    }
+
     /// The repository's folder.
     pub fn path(&self) -> PathBuf {
         self.folder.path().join("repository")

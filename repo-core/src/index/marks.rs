@@ -7,7 +7,8 @@ use rocksdb::{IteratorMode, WriteBatch};
 
 use super::{COMPLETE, IDENTITY, Index, TOMBSTONES, database_error, family};
 use crate::error::Result;
-use crate::id::{SnapshotId, TombstoneName};
+use crate::id::{PackId, SnapshotId, TombstoneName};
+use crate::tombstone::Tombstone;
 
 /// Key of the serial among what identifies a replica.
 const SERIAL_KEY: &[u8] = b"serial";
@@ -28,6 +29,20 @@ impl Index {
     pub fn learn_tombstone(&self, name: TombstoneName, record: &[u8]) -> Result<()> {
         let put = self.db.put_cf(family(&self.db, TOMBSTONES), name.to_bytes(), record);
         put.map_err(|error| database_error(&self.path, error))
+    }
+
+    /// The packs that any tombstone names which this replica read at its last look, those too that were deleted since: a pack
+    /// that gets such a name again may be taken for condemned.
+    ///
+    /// # Errors
+    /// `Io` when the database cannot be read.
+    pub fn packs_of_tombstones(&self) -> Result<BTreeSet<PackId>> {
+        let mut packs = BTreeSet::new();
+        for item in self.db.iterator_cf(family(&self.db, TOMBSTONES), IteratorMode::Start) {
+            let (_, record) = item.map_err(|error| database_error(&self.path, error))?;
+            packs.extend(Tombstone::decode(&record)?.packs);
+        }
+        Ok(packs)
     }
 
     /// The names of the tombstones that were read and kept, ascending.

@@ -30,6 +30,8 @@ pub struct ChangedBlocks<'a> {
     block_counts: [u64; 2],
     /// Pairs on the way down, the next one last.
     pending: Vec<Pair>,
+    /// Inner nodes of the tree after that were read and do not stand at the same place before; `None` when nobody asks.
+    inner_nodes: Option<Vec<NodeId>>,
 }
 
 /// What stands at one place of the two trees. Their roots may be of different levels: a lower one is what the higher one
@@ -57,9 +59,22 @@ impl<'a> ChangedBlocks<'a> {
             source,
             block_counts: [block_count(before.virtual_size), block_count(after.virtual_size)],
             pending: Vec::new(),
+            inner_nodes: None,
         };
         changed.push(Pair { level, first_block: 0, before: root(before), after: root(after) });
         changed
+    }
+
+    /// Notes inner nodes for [`take_inner_nodes`](Self::take_inner_nodes).
+    #[must_use]
+    pub fn with_inner_nodes(self) -> Self {
+        Self { inner_nodes: Some(Vec::new()), ..self }
+    }
+
+    /// The inner nodes of the tree after that were met since the last call and are not in the same place before: with the
+    /// changed leaves, all nodes that a tree needs when the other one is there.
+    pub fn take_inner_nodes(&mut self) -> Vec<NodeId> {
+        self.inner_nodes.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     fn push(&mut self, pair: Pair) {
@@ -77,6 +92,12 @@ impl<'a> ChangedBlocks<'a> {
             let cannot = || format!("cannot read the manifest from block {}", pair.first_block);
             let before = pair.before.children(pair.level, self.source).context(cannot)?;
             let after = pair.after.children(pair.level, self.source).context(cannot)?;
+            if let Some(nodes) = &mut self.inner_nodes
+                && pair.after.level == pair.level
+                && !pair.after.id.is_none()
+            {
+                nodes.push(pair.after.id);
+            }
             let level = pair.level - 1;
             for at in (0..before.len().max(after.len())).rev() {
                 let child = |side: &[Side]| side.get(at).copied().unwrap_or(Side { id: NodeId::NONE, level });
@@ -210,6 +231,25 @@ mod tests {
             prop_assert_eq!(walk(&tree_before, &tree_after, &memory), expected.clone());
             let height = u64::from(tree_before.height().max(tree_after.height()));
             prop_assert!(memory.reads() <= 2 * height * expected.len() as u64 + height, "{} reads", memory.reads());
+        }
+    }
+
+    #[test]
+    fn the_nodes_that_only_the_tree_after_has_are_told_whichever_is_higher() {
+        for (blocks_before, blocks_after) in [(3000, 3000), (100, 3000), (3000, 100), (0, 3000)] {
+            let (before, one) = build(blocks_before, &(0..blocks_before).map(|block| (block, 7)).collect(), false);
+            let leaves = (0..blocks_after).map(|block| (block, if block == 90 { 9 } else { 7 })).collect();
+            let (after, other) = build(blocks_after, &leaves, false);
+            let known = one.nodes.clone();
+            let expected: std::collections::BTreeSet<NodeId> =
+                other.nodes.keys().filter(|id| !known.contains_key(*id)).copied().collect();
+            let memory = merged(one, other);
+            let mut walk = ChangedBlocks::new(&before, &after, &memory).with_inner_nodes();
+            assert!(walk.by_ref().all(|changed| changed.is_ok()));
+            let found: std::collections::BTreeSet<NodeId> = walk.take_inner_nodes().into_iter().collect();
+            assert!(found.is_superset(&expected), "{blocks_before} to {blocks_after}");
+            let (few, height) = (found.len(), usize::from(after.height()));
+            assert!(blocks_before != blocks_after || few <= height, "{few} nodes for one block");
         }
     }
 

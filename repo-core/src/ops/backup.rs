@@ -31,7 +31,7 @@ use crate::monitor::{Monitor, check_cancelled};
 use crate::ops::open::{Access, Session};
 use crate::ops::pack_stream::{PackStream, StreamOptions};
 use crate::remarks::Remarks;
-use crate::snapshot::{self, Disk, DiskReading, NamedSnapshot, Snapshot, SnapshotStats};
+use crate::snapshot::{self, Disk, DiskReading, NamedSnapshot, Snapshot, SnapshotOrigin, SnapshotStats};
 use crate::store::ObjectName;
 use crate::units::{BLOCK_LEN, PAGE_LEN};
 pub use base::BaseChoice;
@@ -58,6 +58,8 @@ pub struct BackupOptions {
     pub remarks: Remarks,
     /// The program that writes, with its version.
     pub program: String,
+    /// Where the disks' snapshot was made, when it comes from another repository.
+    pub origin: Option<SnapshotOrigin>,
 }
 
 impl BackupOptions {
@@ -71,6 +73,7 @@ impl BackupOptions {
             metadata: BTreeMap::new(),
             remarks: Remarks::default(),
             program: concat!("cairn ", env!("CARGO_PKG_VERSION")).to_owned(),
+            origin: None,
         }
     }
 }
@@ -336,6 +339,7 @@ impl<'a> Running<'a> {
             program: options.program.clone(),
             metadata: options.metadata.clone(),
             remarks: options.remarks.clone(),
+            origin: options.origin,
         };
         lease.check()?;
         let snapshot = snapshot::commit(&self.session.repository, record).context(|| "cannot commit the snapshot")?;

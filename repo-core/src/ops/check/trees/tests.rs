@@ -104,6 +104,7 @@ fn named(number: u8, tree: Tree) -> NamedSnapshot {
         program: String::new(),
         metadata: Default::default(),
         remarks: Remarks::default(),
+        origin: None,
     };
     NamedSnapshot { id: SnapshotId([number; 32]), len: 0, snapshot }
 }
