@@ -9,7 +9,7 @@ use crate::size;
 
 /// Deduplicating, encrypted backups of XenServer and XCP-ng virtual disks.
 ///
-/// A repository is a folder or a place in an object store, made by `cairn init`. `cairn import` stores a disk as a snapshot, `cairn restore` gives it
+/// A repository is a folder, a place in an object store or on a cairn-server, made by `cairn init`. `cairn import` stores a disk as a snapshot, `cairn restore` gives it
 /// back bit for bit, as VHD or raw.
 #[derive(Debug, Parser)]
 #[command(name = "cairn", version, arg_required_else_help = true, after_help = EXIT_CODES)]
@@ -25,6 +25,9 @@ Environment:
   CAIRN_REPO            the repository, when --repo is not given
   CAIRN_PASSPHRASE      the passphrase, when --passphrase-file is not given
   CAIRN_KEY_FILE        the private key file, when neither --key-file nor --passphrase-file is given
+  CAIRN_TOKEN           the token for a cairn-server, when --token-file is not given
+  CAIRN_FINGERPRINT     the certificate of a cairn-server, when --fingerprint is not given
+  XDG_CONFIG_HOME       where the certificates of servers are remembered (default ~/.config)
   XDG_CACHE_HOME        where the index of a read-only or remote repository is kept (default ~/.cache)
   AWS_..., AZURE_..., GOOGLE_...   how an object store is reached: keys, region, endpoint, profile
   TZ                    the time zone of times without one
@@ -35,7 +38,8 @@ Exit codes:
 /// Options of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Globals {
-    /// The repository: a folder, or s3://BUCKET/PREFIX, az://CONTAINER/PREFIX, gs://BUCKET/PREFIX
+    /// The repository: a folder, or s3://BUCKET/PREFIX, az://CONTAINER/PREFIX, gs://BUCKET/PREFIX,
+    /// https://HOST:PORT/NAMESPACE of a cairn-server
     #[arg(long, global = true, env = "CAIRN_REPO", value_name = "PLACE", help_heading = "Global options")]
     pub(crate) repo: Option<PathBuf>,
     /// Read the passphrase from a file; one newline at its end is not part of it
@@ -50,6 +54,12 @@ pub(crate) struct Globals {
         help_heading = "Global options"
     )]
     pub(crate) key_file: Option<PathBuf>,
+    /// Read the token for a cairn-server from a file
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Take only this certificate of a cairn-server (sha256:...), or `authorities` for those this machine trusts
+    #[arg(long, global = true, env = "CAIRN_FINGERPRINT", value_name = "SHA256", help_heading = "Global options")]
+    pub(crate) fingerprint: Option<String>,
     /// Send at most so many bytes a second to an object store, such as 5MiB
     #[arg(long, global = true, value_name = "RATE", value_parser = size::parse, help_heading = "Global options")]
     pub(crate) limit_upload: Option<u64>,

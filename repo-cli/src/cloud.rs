@@ -48,7 +48,7 @@ impl CloudRepo {
     /// # Errors
     /// `Invalid` when credentials are missing; those of reading profile files.
     pub(crate) fn open(&self, network: &Network) -> Result<Store> {
-        Self::widen();
+        widen();
         let objects = cloud::connect(&self.place, &self.settings(network)?)?;
         Ok(Store::open_remote(objects, self.url.clone(), RemoteOptions::default())?)
     }
@@ -62,13 +62,6 @@ impl CloudRepo {
         Ok(Store::create_remote(objects, self.url.clone(), options))
     }
 
-    /// Lets work that waits for the network overlap: elsewhere a thread a core is enough.
-    fn widen() {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).max(REQUESTS_MAX);
-        // Fails when a second repository is opened: then it was done already.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    }
-
     fn settings(&self, network: &Network) -> Result<CloudSettings> {
         let mut values = of_environment(self.place.variable_prefix(), std::env::vars_os());
         if self.place.kind == CloudKind::S3 {
@@ -78,6 +71,13 @@ impl CloudRepo {
         }
         Ok(CloudSettings { values, retry_for: network.retry_for, traffic: network.traffic.clone() })
     }
+}
+
+/// Lets work that waits for the network overlap: elsewhere a thread a core is enough.
+pub(crate) fn widen() {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).max(REQUESTS_MAX);
+    // Fails when a second repository is opened: then it was done already.
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
 }
 
 fn home() -> Option<PathBuf> {
@@ -121,6 +121,18 @@ pub(crate) fn hint(text: &str) -> Option<&'static str> {
             "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, and which endpoint they are for",
         ),
         ("clock is wrong", "set this machine's clock; requests are signed with the time"),
+        (
+            "does not know the token",
+            "check CAIRN_TOKEN or --token-file; tokens end and are revoked, and `cairn-server token list` shows them",
+        ),
+        ("the server does not allow", "use a token of another role: docs/server.md lists what each may do"),
+        (
+            "another certificate than the pinned one",
+            "if the certificate was changed on purpose, take the server's line out of ~/.config/cairn/servers, or give the new \
+             --fingerprint",
+        ),
+        ("the namespace is full", "forget snapshots and run gc with an operator's token, or have the quota raised"),
+        ("is no cairn-server", "check host and port"),
         ("does not allow", "the key lacks rights: docs/operations.md lists what each command needs"),
         ("cannot be reached", "check AWS_ENDPOINT_URL, the network, and whether the store is running"),
     ];

@@ -26,6 +26,7 @@ use crate::exit::Exit;
 use crate::failure::{Failure, Result, chain};
 use crate::output;
 use crate::secret::{Given, Secret, Side};
+use crate::server::{ServerAccess, ServerRepo};
 use crate::terminal::Terminal;
 use crate::traffic;
 
@@ -40,6 +41,8 @@ pub(crate) struct Invocation {
     pub(crate) now: Zoned,
     /// Requests and bytes of object stores.
     pub(crate) network: Network,
+    /// What was said of servers.
+    pub(crate) server: ServerAccess,
     globals: Globals,
 }
 
@@ -50,6 +53,8 @@ pub(crate) enum Place<'a> {
     Folder(&'a Path),
     /// In an object store.
     Cloud(CloudRepo),
+    /// On a server.
+    Server(ServerRepo),
 }
 
 impl std::fmt::Display for Place<'_> {
@@ -57,6 +62,7 @@ impl std::fmt::Display for Place<'_> {
         match self {
             Self::Folder(path) => path.display().fmt(f),
             Self::Cloud(cloud) => f.write_str(&cloud.url),
+            Self::Server(server) => f.write_str(&server.url),
         }
     }
 }
@@ -73,7 +79,8 @@ impl Invocation {
         let terminal = Terminal::new(globals.json, globals.quiet);
         let retry_for = Duration::from_secs(u64::from(globals.retry_for));
         let network = Network { traffic: Arc::new(Traffic::new(limits)), retry_for };
-        Self { terminal, now, network, globals }
+        let server = ServerAccess { token_file: globals.token_file.clone(), fingerprint: globals.fingerprint.clone() };
+        Self { terminal, now, network, server, globals }
     }
 
     /// The time at the start, in milliseconds since the Unix epoch.
@@ -136,6 +143,7 @@ impl Invocation {
         match place {
             Place::Folder(path) => Store::open_local(path).map_err(|error| cannot_open(place, error)),
             Place::Cloud(cloud) => cloud.open(&self.network),
+            Place::Server(server) => server.open(&self.network, &self.server, &self.terminal),
         }
     }
 
@@ -355,13 +363,18 @@ pub(crate) enum Importance {
 /// The place that is meant.
 ///
 /// # Errors
-/// Wrong usage for a URL that is none of an object store.
+/// Wrong usage for a URL that is none of an object store or server.
 pub(crate) fn place_of(path: &Path) -> Result<Place<'_>> {
     let Some(text) = path.to_str().filter(|text| text.contains("://")) else { return Ok(Place::Folder(path)) };
+    if let Some(server) = ServerRepo::parse(text)? {
+        return Ok(Place::Server(server));
+    }
     match CloudRepo::parse(text)? {
         Some(cloud) => Ok(Place::Cloud(cloud)),
-        None => Err(Failure::usage(format!("{text} is neither a path nor the URL of an object store"))
-            .hint("s3://BUCKET/PREFIX, az://CONTAINER/PREFIX and gs://BUCKET/PREFIX are")),
+        None => Err(Failure::usage(format!("{text} is neither a path nor the URL of an object store or a server")).hint(
+            "s3://BUCKET/PREFIX, az://CONTAINER/PREFIX and gs://BUCKET/PREFIX are, and https://HOST:PORT/NAMESPACE of a \
+             server",
+        )),
     }
 }
 
@@ -396,7 +409,7 @@ pub(crate) fn cannot_open(place: &Place<'_>, error: Error) -> Failure {
     let outer = format!("cannot open repository {place}");
     let hint = match place {
         Place::Folder(_) => None,
-        Place::Cloud(_) => cloud::hint(&error.to_string()),
+        Place::Cloud(_) | Place::Server(_) => cloud::hint(&error.to_string()),
     };
     let failure = match kind {
         // What misses and why is one thing here: the place has no config.

@@ -15,6 +15,7 @@ mod output_file;
 mod passphrase;
 mod secret;
 mod select;
+mod server;
 mod size;
 mod terminal;
 mod traffic;

@@ -76,7 +76,11 @@ impl Source<'_> {
         Ok(first)
     }
 
-    fn given(&self) -> Result<Option<Passphrase>> {
+    /// What is given without a prompt.
+    ///
+    /// # Errors
+    /// Those of reading the file; `Invalid` when it is empty.
+    pub(crate) fn given(&self) -> Result<Option<Passphrase>> {
         if let Some(file) = self.file {
             return read_file(file).map(Some);
         }

@@ -16,6 +16,7 @@ pub mod local;
 mod name;
 mod probe;
 pub mod remote;
+pub mod server;
 
 use std::ops::Range;
 use std::path::Path;

@@ -1,157 +1,160 @@
-//! Cairn's HTTP server, at its beginning: it tells that it runs and what it is.
+//! Cairn's HTTP server: keeps repositories for clients that it need not be trusted with the keys of.
 //!
-//! | route | answer |
-//! |---|---|
-//! | `GET /healthz` | `200`, `{"status":"ok"}` as soon as the process listens |
-//! | `GET /version` | `200`, [`Version`]: program, its version, the repository format it was built for |
+//! A request passes [`connection`] (so many, none that stands still), TLS ([`tls`]), `api::observe` (its id, its line in
+//! the log), [`state`] (who asks, for which namespace, how often), [`access`] (what that role may), and reaches a
+//! [`namespace`]: objects by name in a folder, through the store's durable path. What it reads of an object is its
+//! header, and whether its bytes have the hash that its name says.
 //!
-//! Everything else is `404`, another method `405`.
-//!
-//! What it is not yet: it opens no repository, keeps no schedule and runs no backup, so a healthy answer says nothing
-//! about any repository. It has no authentication and no TLS; that is why the program listens on the loopback
-//! interface unless it is told otherwise.
+//! How it is set up: docs/server.md. What its routes answer: docs/openapi.json.
 
-use std::io;
+pub mod access;
+mod api;
+pub mod config;
+mod connection;
+mod duties;
+mod log;
+mod namespace;
+mod refusal;
+mod state;
+mod tls;
+pub mod token;
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::routing::get;
-use axum::{Json, Router};
-use repo_core::object::FORMAT_VERSION;
-use serde::Serialize;
-use tokio::net::TcpListener;
+use axum_server::Handle;
+use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
+use repo_core::store::server::Fingerprint;
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
 
-/// The answer of `/healthz`.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Health {
-    /// `ok`: the process runs and answers. More states come with more work to do.
-    pub status: &'static str,
-}
+pub use api::description;
+use config::Config;
+use connection::Acceptor;
+use state::Shared;
+use tls::Files;
 
-/// The answer of `/version`.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Version {
-    /// The program.
-    pub name: &'static str,
-    /// Its version.
-    pub version: &'static str,
-    /// The repository format it writes, and the newest it reads (docs/format.md).
-    pub format_version: u16,
-}
+/// How often certificates are looked at, and leases.
+const LOOK: Duration = Duration::from_secs(30);
+/// How long a client may take for the head of a request.
+const HEAD: Duration = Duration::from_secs(20);
 
-/// All routes.
-pub fn router() -> Router {
-    Router::new()
-        .route("/healthz", get(async || Json(Health { status: "ok" })))
-        .route("/version", get(async || Json(VERSION)))
-}
-
-/// Answers requests until `stop` is done and the requests begun by then are answered, for which they have
-/// [`GRACE`].
+/// Serves until the process is told to end by SIGTERM or SIGINT, and the requests begun by then have ended, for which they
+/// have the configuration's grace.
 ///
 /// # Errors
-/// When the listener fails.
-pub async fn serve(listener: TcpListener, stop: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
-    let (stopping, stopped) = oneshot::channel();
-    let stop = async move {
-        stop.await;
-        let _ = stopping.send(());
-    };
-    let served = axum::serve(listener, router()).with_graceful_shutdown(stop);
-    // A client that never finishes its request must not keep the process from ending.
-    let grace_over = async {
-        let _ = stopped.await;
-        tokio::time::sleep(GRACE).await;
-    };
-    tokio::select! {
-        ended = served.into_future() => ended,
-        () = grace_over => Ok(()),
-    }
+/// What keeps it from serving.
+pub fn serve(config: &Config) -> Result<(), String> {
+    // Before anything is served, and dropped after all of it: a store waits for its own thread then.
+    let shared = Arc::new(Shared::open(config)?);
+    let files = Files::find(&config.tls, &config.state)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start threads: {error}"))?;
+    let served = runtime.block_on(run(config, shared.clone(), files));
+    runtime.shutdown_timeout(Duration::from_secs(u64::from(config.limits.grace_seconds)));
+    served
 }
 
-/// Is done when the process is asked to end, by SIGTERM or SIGINT. From the call on, neither ends it by itself.
+/// The fingerprint of the certificate that is shown; the server's own one is made when it is missing.
 ///
 /// # Errors
-/// When the signals cannot be received.
-pub fn termination() -> io::Result<impl Future<Output = ()> + Send + 'static> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+/// When it cannot be read or made.
+pub fn fingerprint(config: &Config, state: &Path) -> Result<Fingerprint, String> {
+    Ok(Files::find(&config.tls, state)?.read()?.fingerprint)
+}
+
+async fn run(config: &Config, shared: Arc<Shared>, files: Files) -> Result<(), String> {
+    let identity = files.read()?;
+    let listen = |error: std::io::Error| format!("cannot listen on {}: {error}", config.listen);
+    let listener = TcpListener::bind(config.listen).map_err(listen)?;
+    let address = listener.local_addr().map_err(listen)?;
+    let certificate = RustlsConfig::from_config(identity.config.clone());
+    let limits = &config.limits;
+    let idle = Duration::from_secs(u64::from(limits.idle_seconds));
+    let acceptor = RustlsAcceptor::new(certificate.clone()).acceptor(Acceptor::new(limits.connections, idle));
+    let handle = Handle::new();
+    tokio::spawn(stop(handle.clone(), Duration::from_secs(u64::from(limits.grace_seconds)))?);
+    tokio::spawn(look_after(shared.clone(), files, certificate)?);
+    tokio::spawn(verify(shared.clone()));
+    let mut server = axum_server::from_tcp(listener).map_err(listen)?.http1_only();
+    server.http_builder().http1().header_read_timeout(Some(HEAD));
+    let fingerprint = identity.fingerprint.to_string();
+    log::line("info", "listening", &json!({ "address": address.to_string(), "fingerprint": fingerprint }));
+    let service = api::router(shared).into_make_service_with_connect_info::<SocketAddr>();
+    let served = server.handle(handle).acceptor(acceptor).serve(service).await;
+    log::line("info", "stopped", &json!({}));
+    served.map_err(|error| format!("cannot serve on {address}: {error}"))
+}
+
+/// Begins the end when the process is told to. From the call on, the signals do not end it by themselves.
+fn stop(handle: Handle<SocketAddr>, grace: Duration) -> Result<impl Future<Output = ()> + Send, String> {
+    let cannot = |error| format!("cannot receive signals: {error}");
+    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
     Ok(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
+        log::line("info", "stopping", &json!({ "grace_seconds": grace.as_secs() }));
+        handle.graceful_shutdown(Some(grace));
     })
 }
 
-/// How long requests that were begun may take to end once the server is to stop.
-pub const GRACE: Duration = Duration::from_secs(10);
-
-const VERSION: Version =
-    Version { name: "cairn-server", version: env!("CARGO_PKG_VERSION"), format_version: FORMAT_VERSION };
-
-#[cfg(test)]
-mod tests {
-    use std::io::{Read, Write};
-    use std::net::{SocketAddr, TcpStream};
-
-    use super::*;
-
-    /// Serves on a free port while `client` runs on a thread of its own, then stops and waits for the end.
-    async fn with_server<T: Send + 'static>(client: impl FnOnce(SocketAddr) -> T + Send + 'static) -> T {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (stop, stopped) = oneshot::channel::<()>();
-        let server = tokio::spawn(serve(listener, async {
-            let _ = stopped.await;
-        }));
-        let answer = tokio::task::spawn_blocking(move || client(address)).await.unwrap();
-        stop.send(()).unwrap();
-        server.await.unwrap().unwrap();
-        answer
-    }
-
-    /// Head and body of the answer to one request.
-    fn request(address: SocketAddr, method: &str, path: &str) -> (String, String) {
-        let mut stream = TcpStream::connect(address).unwrap();
-        write!(stream, "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        (head.to_owned(), body.to_owned())
-    }
-
-    #[tokio::test]
-    async fn health_and_version_are_answered_in_json() {
-        let [(health_head, health), (version_head, version)] =
-            with_server(|address| ["/healthz", "/version"].map(|path| request(address, "GET", path))).await;
-        for head in [health_head, version_head] {
-            assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
-            assert!(head.contains("content-type: application/json"), "{head}");
-        }
-        assert_eq!(health, r#"{"status":"ok"}"#);
-        let expected = serde_json::json!({
-            "name": "cairn-server", "version": env!("CARGO_PKG_VERSION"), "format_version": FORMAT_VERSION,
+/// Reads packs again when it is time.
+async fn verify(shared: Arc<Shared>) {
+    while shared.verifier.is_some() {
+        let shared = shared.clone();
+        let run = tokio::task::spawn_blocking(move || {
+            for namespace in shared.namespaces.values() {
+                shared.verifier.iter().for_each(|verifier| verifier.verify_if_due(namespace, namespace::now_ms()));
+            }
         });
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&version).unwrap(), expected);
+        if let Err(error) = run.await {
+            log::line("error", "cannot verify", &json!({ "error": error.to_string() }));
+        }
+        tokio::time::sleep(LOOK).await;
     }
+}
 
-    #[tokio::test]
-    async fn other_paths_and_methods_are_refused() {
-        let [missing, method] = with_server(|address| {
-            [("GET", "/"), ("POST", "/healthz")].map(|(method, path)| request(address, method, path).0)
-        })
-        .await;
-        assert!(missing.starts_with("HTTP/1.1 404 "), "{missing}");
-        assert!(method.starts_with("HTTP/1.1 405 "), "{method}");
-    }
-
-    #[tokio::test]
-    async fn an_idle_connection_does_not_hold_up_the_end() {
-        // The connection outlives the client's closure: the server ends all the same, well before the grace is over.
-        let started = tokio::time::Instant::now();
-        let idle = with_server(|address| TcpStream::connect(address).unwrap()).await;
-        assert!(started.elapsed() < GRACE / 2);
-        drop(idle);
-    }
+/// Takes up changed certificates, on SIGHUP at once; gives up the leases of clients that are gone.
+fn look_after(
+    shared: Arc<Shared>,
+    files: Files,
+    certificate: RustlsConfig,
+) -> Result<impl Future<Output = ()> + Send, String> {
+    let mut hangup = signal(SignalKind::hangup()).map_err(|error| format!("cannot receive signals: {error}"))?;
+    Ok(async move {
+        let mut seen = files.changed();
+        loop {
+            let asked = tokio::select! {
+                _ = hangup.recv() => true,
+                () = tokio::time::sleep(LOOK) => false,
+            };
+            let now = files.changed();
+            if asked || now != seen {
+                seen = now;
+                match files.read() {
+                    Ok(identity) => {
+                        certificate.reload_from_config(identity.config);
+                        let fingerprint = identity.fingerprint.to_string();
+                        log::line("info", "certificate read", &json!({ "fingerprint": fingerprint }));
+                    }
+                    // The one before goes on.
+                    Err(error) => log::line("error", "certificate not read", &json!({ "error": error })),
+                }
+            }
+            let shared = shared.clone();
+            let expired = tokio::task::spawn_blocking(move || {
+                shared.namespaces.values().for_each(|namespace| namespace.expire_leases(namespace::now_ms()));
+            });
+            if let Err(error) = expired.await {
+                log::line("error", "leases not looked after", &json!({ "error": error.to_string() }));
+            }
+        }
+    })
 }

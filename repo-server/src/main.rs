@@ -1,27 +1,150 @@
-//! `cairn-server`: takes the address from the command line and serves on it until it is told to end.
+//! `cairn-server`: serves what its configuration says, and keeps the tokens.
 
-use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
-use tokio::net::TcpListener;
+use clap::{Parser, Subcommand};
+use jiff::Timestamp;
+use repo_server::config::Config;
+use repo_server::token::{NewToken, Role, TokenBook};
 
-/// Cairn's HTTP server. So far it answers /healthz and /version, and opens no repository.
+/// Keep repositories for clients: https://HOST:PORT/NAMESPACE
+///
+/// Without a command it serves until it is told to end.
 #[derive(Parser)]
-#[command(name = "cairn-server", version)]
+#[command(name = "cairn-server", version, args_conflicts_with_subcommands = false)]
 struct Args {
-    /// Address and port to listen on; there is no authentication and no TLS yet
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8480")]
-    listen: SocketAddr,
+    /// The configuration, a TOML file (docs/cairn-server.toml is an example)
+    #[arg(long, value_name = "FILE", env = "CAIRN_SERVER_CONFIG", global = true)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    let Args { listen } = Args::parse();
-    let served = async { repo_server::serve(TcpListener::bind(listen).await?, repo_server::termination()?).await };
-    if let Err(error) = served.await {
-        eprintln!("error: cannot serve on {listen}: {error}");
-        return ExitCode::FAILURE;
+#[derive(Subcommand)]
+enum Command {
+    /// Say whether the configuration is good
+    Check,
+    /// Print the fingerprint that clients pin
+    Fingerprint,
+    /// Print the OpenAPI document
+    Openapi,
+    /// Make, list and revoke tokens; the server need not be restarted
+    Token {
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum TokenCommand {
+    /// Make a token and print it, once
+    Add {
+        /// What it is for
+        #[arg(long, value_enum)]
+        role: Role,
+        /// A namespace it is good for, or * for all; may be repeated
+        #[arg(long = "namespace", value_name = "NAME", required = true)]
+        namespaces: Vec<String>,
+        /// Whom it is given to
+        #[arg(long, default_value = "")]
+        label: String,
+        /// End it after so many days
+        #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        expires_days: Option<u32>,
+    },
+    /// List the tokens, without their secrets
+    List,
+    /// Refuse a token from now on
+    Revoke {
+        /// Its id: the 8 digits in its middle
+        id: String,
+    },
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
     }
-    ExitCode::SUCCESS
+}
+
+fn run(args: &Args) -> Result<(), String> {
+    if let Some(Command::Openapi) = &args.command {
+        let text = serde_json::to_string_pretty(&repo_server::description()).map_err(|error| error.to_string())?;
+        println!("{text}");
+        return Ok(());
+    }
+    let path = args.config.as_deref().ok_or("no configuration is named: give --config FILE")?;
+    let config = Config::read(path)?;
+    match &args.command {
+        None => repo_server::serve(&config),
+        Some(Command::Openapi) => Ok(()),
+        Some(Command::Check) => {
+            println!("{} is good: {} namespaces", path.display(), config.namespaces.len());
+            Ok(())
+        }
+        Some(Command::Fingerprint) => {
+            make_state(&config)?;
+            println!("{}", repo_server::fingerprint(&config, &config.state)?);
+            Ok(())
+        }
+        Some(Command::Token { command }) => {
+            make_state(&config)?;
+            token(command, &config)
+        }
+    }
+}
+
+fn make_state(config: &Config) -> Result<(), String> {
+    let state = &config.state;
+    std::fs::create_dir_all(state).map_err(|error| format!("cannot create {}: {error}", state.display()))
+}
+
+fn token(command: &TokenCommand, config: &Config) -> Result<(), String> {
+    let book = TokenBook::new(&config.state);
+    let now_ms = Timestamp::now().as_millisecond();
+    match command {
+        TokenCommand::Add { role, namespaces, label, expires_days } => {
+            let unknown = |name: &&String| *name != "*" && !config.namespaces.contains_key(*name);
+            if let Some(name) = namespaces.iter().find(unknown) {
+                return Err(format!("there is no namespace {name:?} in the configuration"));
+            }
+            let day_ms = 24 * 60 * 60 * 1000;
+            let new = NewToken {
+                label: label.clone(),
+                role: *role,
+                namespaces: namespaces.clone(),
+                expires_ms: expires_days.map(|days| now_ms + i64::from(days) * day_ms),
+            };
+            let (token, shown) = book.add(&new, now_ms)?;
+            println!("{shown}");
+            eprintln!("token {} for {}; it is not shown again", token.id, role.name());
+        }
+        TokenCommand::List => {
+            println!("{:8}  {:8}  {:20}  {:20}  LABEL", "ID", "ROLE", "EXPIRES", "NAMESPACES");
+            for token in book.tokens()?.iter() {
+                let end = token.expires_ms.and_then(|end| Timestamp::from_millisecond(end).ok());
+                let end = end.map_or("never".to_owned(), |end| format!("{end:.0}"));
+                let expired = if token.is_expired(now_ms) { " (over)" } else { "" };
+                let (role, namespaces) = (token.role.name(), token.namespaces.join(","));
+                println!(
+                    "{:8}  {role:8}  {end:20}  {namespaces:20}  {}{expired}",
+                    token.id,
+                    token.label.escape_debug()
+                );
+            }
+        }
+        TokenCommand::Revoke { id } => {
+            if !book.revoke(id)? {
+                return Err(format!("there is no token {id:?}"));
+            }
+            eprintln!("token {id} is refused from now on");
+        }
+    }
+    Ok(())
 }

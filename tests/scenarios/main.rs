@@ -31,6 +31,7 @@ mod remote_leases;
 mod report;
 mod report_page;
 mod samples;
+mod server;
 mod soak;
 mod sync;
 

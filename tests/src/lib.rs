@@ -7,4 +7,5 @@ pub mod model;
 pub mod power;
 pub mod proxy;
 pub mod s3;
+pub mod server;
 pub mod vhd;

@@ -109,6 +109,11 @@ fn create_store(place: &Place<'_>, options: &mut InitOptions, invocation: &Invoc
     let cloud = match place {
         Place::Folder(path) => return Store::create_local(path).map_err(cannot),
         Place::Cloud(cloud) => cloud,
+        // What it does is known.
+        Place::Server(server) => {
+            let created = server.create(&invocation.network, &invocation.server, &invocation.terminal)?;
+            return created.map_err(cannot);
+        }
     };
     let empty = cloud.create(&invocation.network, RemoteOptions::default())?.map_err(cannot)?;
     let found = empty.probe(&Entropy::system()).map_err(cannot)?;
@@ -125,7 +130,7 @@ fn cannot_make(place: &Place<'_>, error: Error) -> Failure {
     let kind = error.kind();
     let hint = match place {
         Place::Folder(_) => None,
-        Place::Cloud(_) => cloud::hint(&error.to_string()),
+        Place::Cloud(_) | Place::Server(_) => cloud::hint(&error.to_string()),
     };
     let failure = Failure::from(error.context("cannot make the repository"));
     match (kind, place) {
@@ -134,6 +139,7 @@ fn cannot_make(place: &Place<'_>, error: Error) -> Failure {
         (ErrorKind::AlreadyExists, Place::Cloud(_)) => {
             failure.hint("name a prefix that is empty; what an interrupted init left there may be deleted")
         }
+        (ErrorKind::AlreadyExists, Place::Server(_)) => failure.hint("name a namespace that is empty"),
         _ => failure,
     }
 }

@@ -248,6 +248,7 @@ fn make_copy(from: &Repository, place: &Place<'_>, invocation: &Invocation) -> R
     let store = match place {
         Place::Folder(path) => Store::create_local(path),
         Place::Cloud(cloud) => cloud.create(&invocation.network, RemoteOptions::default())?,
+        Place::Server(server) => server.create(&invocation.network, &invocation.server, &invocation.terminal)?,
     };
     let store = store.context(cannot)?;
     from.copy_to(&store).context(cannot)?;

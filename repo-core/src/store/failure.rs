@@ -3,6 +3,7 @@
 use std::error::Error as StdError;
 
 use crate::error::{Error, ErrorKind};
+use crate::store::server::Refused;
 
 /// What was asked of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +20,12 @@ pub(super) enum Doing {
 
 /// The crate's error for one of the store's. `what` is the object, or the place that was listed.
 pub(super) fn failure(doing: Doing, what: &str, error: object_store::Error) -> Error {
+    if let object_store::Error::Generic { source, .. } = &error
+        && let Some(refused) = source.downcast_ref::<Refused>()
+    {
+        // Says all there is to say.
+        return Error::new(refused.kind, refused.text.clone());
+    }
     let cause = Cause::of(&error);
     let (kind, text) = match (doing, &cause) {
         // The code decides, not the status: both are 404.

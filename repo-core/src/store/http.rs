@@ -37,16 +37,34 @@ pub(super) struct Connector {
 
 impl HttpConnector for Connector {
     fn connect(&self, _options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let client = reqwest::Client::builder()
-            .user_agent(concat!("cairn/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT)
-            .tcp_keepalive(Duration::from_secs(30))
-            // Copies of a failed request must not follow each other to other hosts with the credentials.
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(|error| object_store::Error::Generic { store: "HTTP", source: Box::new(error) })?;
-        Ok(HttpClient::new(Client { client, traffic: self.traffic.clone() }))
+        client(self.traffic.clone(), Tls::Authorities)
+            .map_err(|error| object_store::Error::Generic { store: "HTTP", source: Box::new(error) })
     }
+}
+
+/// Who vouches for the other side.
+pub(super) enum Tls {
+    /// The authorities that this machine trusts.
+    Authorities,
+    /// What the caller checks.
+    Own(Box<rustls::ClientConfig>),
+}
+
+/// A client that counts into one account.
+pub(super) fn client(traffic: Arc<Traffic>, tls: Tls) -> Result<HttpClient, reqwest::Error> {
+    let builder = reqwest::Client::builder()
+        .user_agent(concat!("cairn/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT)
+        .tcp_keepalive(Duration::from_secs(30))
+        // Before servers close them: a request on a connection that is being closed fails.
+        .pool_idle_timeout(Duration::from_secs(15))
+        // Copies of a failed request must not follow each other to other hosts with the credentials.
+        .redirect(reqwest::redirect::Policy::none());
+    let builder = match tls {
+        Tls::Authorities => builder,
+        Tls::Own(config) => builder.tls_backend_preconfigured(*config),
+    };
+    Ok(HttpClient::new(Client { client: builder.build()?, traffic }))
 }
 
 #[derive(Debug)]
@@ -90,7 +108,7 @@ impl HttpService for Client {
 fn kind(method: &str, query: &str) -> RequestKind {
     let asks = |key: &str| query.split('&').any(|pair| pair.split('=').next() == Some(key));
     match method {
-        "GET" if asks("list-type") || query.contains("comp=list") => RequestKind::List,
+        "GET" if asks("list-type") || asks("limit") || query.contains("comp=list") => RequestKind::List,
         "GET" if asks("object-lock") || asks("versioning") => RequestKind::Other,
         "GET" => RequestKind::Get,
         "HEAD" => RequestKind::Head,
@@ -256,6 +274,7 @@ mod tests {
     fn requests_are_told_apart_by_method_and_query() {
         assert_eq!(kind("GET", "list-type=2&prefix=a"), RequestKind::List);
         assert_eq!(kind("GET", "restype=container&comp=list"), RequestKind::List);
+        assert_eq!(kind("GET", "limit=10000&after=x"), RequestKind::List);
         assert_eq!(kind("GET", ""), RequestKind::Get);
         assert_eq!(kind("POST", "delete="), RequestKind::Delete);
         assert_eq!(kind("PUT", ""), RequestKind::Put);

@@ -1,0 +1,240 @@
+//! What the administrator wrote: one TOML file (docs/server.md).
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::duties;
+
+/// The configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Address and port to listen on.
+    #[serde(default = "default_listen")]
+    pub listen: SocketAddr,
+    /// Folder for what the server itself keeps: tokens, its certificate, the audit log.
+    pub state: PathBuf,
+    /// The certificate.
+    #[serde(default)]
+    pub tls: Tls,
+    /// What clients may ask for.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Which packs are read again, and when; none when it is absent.
+    pub verify: Option<Verify>,
+    /// The repositories, by the name under which clients know them.
+    pub namespaces: BTreeMap<String, NamespaceConfig>,
+}
+
+/// Which certificate is shown. Without files, the server makes its own one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// PEM file: the certificate, then those that lead to the authority.
+    pub certificate: Option<PathBuf>,
+    /// PEM file: its private key.
+    pub key: Option<PathBuf>,
+    /// Host names in the server's own certificate. Clients that pin it do not look at them.
+    #[serde(default)]
+    pub names: Vec<String>,
+}
+
+/// What clients may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// The longest object that is taken, in MiB.
+    pub object_mib: u32,
+    /// Requests a second, of one token, in the long run.
+    pub requests_per_second: u32,
+    /// Requests that one token may make at once on top of that.
+    pub burst: u32,
+    /// Connections at a time.
+    pub connections: u32,
+    /// Objects that are taken in at a time.
+    pub uploads: u32,
+    /// How long no byte may move on a connection, in seconds.
+    pub idle_seconds: u32,
+    /// How many bytes a second a body has to bring, after a minute's grace.
+    pub slowest_bytes_per_second: u32,
+    /// How long requests may take to end once the server is told to stop, in seconds.
+    pub grace_seconds: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            object_mib: 64,
+            requests_per_second: 500,
+            burst: 1000,
+            connections: 256,
+            uploads: 32,
+            idle_seconds: 120,
+            slowest_bytes_per_second: 4096,
+            grace_seconds: 30,
+        }
+    }
+}
+
+/// Reading packs again, to find damage. No key is needed for it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Verify {
+    /// When: minute, hour, day of the month, month, day of the week, in the time zone of the machine.
+    pub schedule: String,
+    /// After so many runs all packs were read.
+    #[serde(default = "default_runs")]
+    pub runs: u32,
+    /// How fast they are read, in MiB a second.
+    #[serde(default = "default_mib_per_second")]
+    pub mib_per_second: u32,
+}
+
+fn default_runs() -> u32 {
+    30
+}
+
+fn default_mib_per_second() -> u32 {
+    50
+}
+
+/// One repository.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamespaceConfig {
+    /// Its folder. One that is missing or empty is made ready for `cairn init`.
+    pub path: PathBuf,
+    /// How much it may hold, in MiB; as much as the disk when it is absent.
+    pub quota_mib: Option<u64>,
+}
+
+impl Config {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// What is wrong with it, with line and column where there is one.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        let config = Self::parse(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(config.relative_to(path.parent().unwrap_or(Path::new("."))))
+    }
+
+    /// Reads the file's text.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let config: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.tls.certificate.is_some() != self.tls.key.is_some() {
+            return Err("tls: certificate and key are given together or not at all".to_owned());
+        }
+        if self.namespaces.is_empty() {
+            return Err("namespaces: there is none".to_owned());
+        }
+        for name in self.namespaces.keys() {
+            if !is_namespace(name) {
+                return Err(format!(
+                    "namespaces: {name:?} is not 1 to 64 lowercase letters, digits, '-' and '_', with a letter or digit \
+                     first"
+                ));
+            }
+        }
+        let mut paths: Vec<_> = self.namespaces.values().map(|namespace| &namespace.path).collect();
+        paths.sort();
+        if let Some(twice) = paths.windows(2).find(|pair| pair[1].starts_with(pair[0])) {
+            return Err(format!("namespaces: {} lies in {}", twice[1].display(), twice[0].display()));
+        }
+        let mut numbers = Vec::new();
+        if let Some(verify) = &self.verify {
+            duties::parse(&verify.schedule).map_err(|error| format!("verify: {error}"))?;
+            numbers = vec![("verify", "runs", verify.runs), ("verify", "mib_per_second", verify.mib_per_second)];
+        }
+        let limits = &self.limits;
+        numbers.extend([
+            ("limits", "object_mib", limits.object_mib),
+            ("limits", "requests_per_second", limits.requests_per_second),
+            ("limits", "burst", limits.burst),
+            ("limits", "connections", limits.connections),
+            ("limits", "uploads", limits.uploads),
+            ("limits", "idle_seconds", limits.idle_seconds),
+            ("limits", "slowest_bytes_per_second", limits.slowest_bytes_per_second),
+        ]);
+        match numbers.iter().find(|(_, _, number)| *number == 0) {
+            Some((section, name, _)) => Err(format!("{section}: {name} must not be 0")),
+            None => Ok(()),
+        }
+    }
+
+    /// Paths that do not begin at the root begin where the file is.
+    fn relative_to(mut self, folder: &Path) -> Self {
+        let paths = [Some(&mut self.state), self.tls.certificate.as_mut(), self.tls.key.as_mut()];
+        for path in paths.into_iter().flatten().chain(self.namespaces.values_mut().map(|namespace| &mut namespace.path))
+        {
+            *path = folder.join(&*path);
+        }
+        self
+    }
+}
+
+/// Whether a namespace may be called so.
+pub(crate) fn is_namespace(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    (1..=64).contains(&name.len()) && name.starts_with(plain) && name.chars().all(|c| plain(c) || c == '-' || c == '_')
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 8443))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_of_the_documentation_is_read() {
+        let text = include_str!("../../docs/cairn-server.toml");
+        let config = Config::parse(text).unwrap();
+        assert_eq!(config.limits, Limits::default(), "the example states the defaults");
+        assert_eq!(config.namespaces.len(), 2);
+        let verify = config.verify.unwrap();
+        assert_eq!((verify.runs, verify.mib_per_second), (default_runs(), default_mib_per_second()));
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_and_says_where() {
+        let base = "state = \"s\"\n";
+        let wrong = [
+            ("[namespaces.a]\npath = \"a\"\nquota = 3\n", "quota"),
+            ("[namespaces]\n", "there is none"),
+            ("[namespaces.\"../a\"]\npath = \"a\"\n", "is not"),
+            ("[namespaces.A]\npath = \"a\"\n", "is not"),
+            ("[namespaces.a]\npath = \"a\"\n[namespaces.b]\npath = \"a/b\"\n", "lies in"),
+            ("[tls]\nkey = \"k\"\n[namespaces.a]\npath = \"a\"\n", "together"),
+            ("[verify]\nschedule = \"at night\"\n[namespaces.a]\npath = \"a\"\n", "is no schedule"),
+            ("[verify]\nschedule = \"0 3 * * *\"\nruns = 0\n[namespaces.a]\npath = \"a\"\n", "runs must not be 0"),
+            ("[limits]\nburst = 0\n[namespaces.a]\npath = \"a\"\n", "burst"),
+        ];
+        for (text, says) in wrong {
+            let error = Config::parse(&format!("{base}{text}")).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        }
+        let error = Config::parse("listen = 3\n").unwrap_err();
+        assert!(error.contains("line 1"), "{error}");
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file() {
+        let config = Config::parse("state = \"s\"\n[namespaces.a]\npath = \"/abs\"\n").unwrap();
+        let config = config.relative_to(Path::new("/etc/cairn"));
+        assert_eq!(config.state, Path::new("/etc/cairn/s"));
+        assert_eq!(config.namespaces["a"].path, Path::new("/abs"));
+    }
+}
