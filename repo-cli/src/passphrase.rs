@@ -20,11 +20,11 @@ const FILE_LEN_MAX: u64 = 64 * 1024;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Source<'a> {
     /// The file named by an option; it wins over the environment.
-    pub(crate) file: Option<&'a Path>,
+    file: Option<&'a Path>,
     /// The option that names the file.
-    pub(crate) option: &'static str,
+    option: &'static str,
     /// The variable.
-    pub(crate) variable: &'static str,
+    variable: &'static str,
     /// What is asked at the terminal.
     prompt: &'static str,
 }
@@ -43,6 +43,11 @@ impl Source<'_> {
     /// The passphrase to be added.
     pub(crate) fn of_new_key(file: Option<&Path>) -> Source<'_> {
         Source { file, option: "--new-passphrase-file", variable: "CAIRN_NEW_PASSPHRASE", prompt: "New passphrase: " }
+    }
+
+    /// The token for a server. It is never asked for.
+    pub(crate) fn of_token(file: Option<&Path>) -> Source<'_> {
+        Source { file, option: "--token-file", variable: "CAIRN_TOKEN", prompt: "Token: " }
     }
 
     /// Whether one is given; an empty variable gives none.

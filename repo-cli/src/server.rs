@@ -69,7 +69,7 @@ impl ServerRepo {
     }
 
     fn client(&self, network: &Network, access: &ServerAccess, terminal: &Terminal) -> Result<ServerClient> {
-        let source = Source { file: access.token_file.as_deref(), option: "--token-file", variable: "CAIRN_TOKEN" };
+        let source = Source::of_token(access.token_file.as_deref());
         let token = source.given()?.ok_or_else(|| {
             Failure::new(ErrorKind::Invalid, format!("there is no token for {}", self.place.authority))
                 .hint("set CAIRN_TOKEN or give --token-file; `cairn-server token add` makes one")
