@@ -42,7 +42,8 @@ fn accepts(input: &[u8]) -> bool {
         return false;
     }
     let store = store();
-    std::fs::write(store.root().expect("it is a folder").join(ObjectName::Pack(ID).path()), &pack).expect("the folder can be written");
+    std::fs::write(store.root().expect("it is a folder").join(ObjectName::Pack(ID).path()), &pack)
+        .expect("the folder can be written");
     let reader = match PackReader::open(store, ID, pack.len() as u64, &config(), &keys()) {
         Ok(reader) => reader,
         Err(error) => {
@@ -97,7 +98,13 @@ fn store() -> &'static Store {
     static STORE: OnceLock<Store> = OnceLock::new();
     STORE.get_or_init(|| {
         let store = Store::create_local(&folder()).expect("the folder can be made");
-        let parent = store.root().expect("it is a folder").join(ObjectName::Pack(ID).path()).parent().expect("packs are in a folder").to_owned();
+        let parent = store
+            .root()
+            .expect("it is a folder")
+            .join(ObjectName::Pack(ID).path())
+            .parent()
+            .expect("packs are in a folder")
+            .to_owned();
         std::fs::create_dir_all(parent).expect("the folder can be made");
         store
     })

@@ -15,6 +15,7 @@ use repo_core::keys::slot::Unlock;
 use repo_core::keys::{Role, derive};
 use repo_core::lease::{self, LeaseInfo};
 use repo_core::manifest::Tree;
+use repo_core::object::FORMAT_VERSION;
 use repo_core::remarks::Remarks;
 use repo_core::repository::{InitOptions, Repository};
 use repo_core::seal::{Aead, NONCE_ZERO, Suite, TAG_LEN};
@@ -46,7 +47,8 @@ fn accepts(input: &[u8]) -> bool {
     if has(*control, 2) && object.len() >= HEADER_LEN {
         object[..HEADER_LEN].fill(0);
         object[..5].copy_from_slice(b"CAIRN");
-        object[5..7].copy_from_slice(&[KINDS[kind].0, 1]);
+        let [low, high] = FORMAT_VERSION.to_le_bytes();
+        object[5..8].copy_from_slice(&[KINDS[kind].0, low, high]);
     }
     if has(*control, 3) && object.len() >= SEALED_AT {
         let len = u32::try_from(object.len() - SEALED_AT).expect("inputs are small");
@@ -102,7 +104,7 @@ fn repository() -> &'static Repository {
         let folder: PathBuf = std::env::temp_dir().join(format!("sealed_record-{}", std::process::id()));
         let store = Store::create_local(&folder).expect("the folder can be made");
         let options = InitOptions::new(Suite::None, 0);
-        for kind in ["snapshots", "annotations", "leases", "tombstones"] {
+        for kind in ["snapshots", "leases"] {
             std::fs::create_dir_all(folder.join(kind)).expect("the folder can be made");
         }
         Repository::create(store, &options, &Unlock::Open, "", Entropy::seeded(1)).expect("the folder is empty")

@@ -35,6 +35,8 @@ fn seeds() -> Vec<Vec<u8>> {
         Stage::Deleted,
     ];
     let packs = || [PackId([1; 32]), PackId([2; 32])].into();
-    let full = stages.map(|stage| Tombstone { serial: 9, step: 1, written: packs(), created_ms: -7, packs: packs(), stage }.encode());
+    let full = stages.map(|stage| {
+        Tombstone { serial: 9, step: 1, written: packs(), created_ms: -7, packs: packs(), stage }.encode()
+    });
     [&full[..], &[Tombstone::default().encode()]].concat()
 }
