@@ -13,7 +13,7 @@ use repo_core::index::Index;
 use repo_core::index::sync::SyncStats;
 use repo_core::monitor::Monitor;
 use repo_core::ops::open::{self, Access, Session, Working};
-use repo_core::repository::Repository;
+use repo_core::repository::{Found, Repository};
 use repo_core::seal::Suite;
 use repo_core::snapshot::{self, NamedSnapshot};
 use repo_core::store::{Catalog, Store};
@@ -32,6 +32,11 @@ use crate::traffic;
 
 /// Where the name of the key slot in use is kept, beside the index.
 const SLOT_FILE: &str = "slot";
+
+/// Where packs with manifests of object stores are kept, in the cache folder; of all repositories, because names are hashes.
+const MANIFESTS_FOLDER: &str = "manifests";
+/// How much of them, in bytes: what some 200 GiB of content in object stores make.
+const MANIFESTS_LEN_MAX: u64 = 1 << 30;
 
 /// One run of the program.
 pub(crate) struct Invocation {
@@ -120,8 +125,9 @@ impl Invocation {
     /// # Errors
     /// Those of the core, with the next step.
     pub(crate) fn open_repository_in(&self, place: &Place<'_>, store: Store, given: &Given<'_>) -> Result<Repository> {
-        let suite = Repository::suite_of(&store).map_err(|error| cannot_open(place, error))?;
-        open_with(place, store, &secret_for(place, suite, given)?)
+        let found = Repository::find(store).map_err(|error| cannot_open(place, error))?;
+        let secret = secret_for(place, found.suite(), given)?;
+        open_with(place, found, &secret)
     }
 
     /// Opens the repository with this and nothing else, whatever the user gave besides.
@@ -130,9 +136,8 @@ impl Invocation {
     /// Those of the core, with the next step.
     pub(crate) fn open_repository_by(&self, secret: &Secret) -> Result<Repository> {
         let place = self.place()?;
-        let store = self.open_store(&place)?;
-        Repository::suite_of(&store).map_err(|error| cannot_open(&place, error))?;
-        open_with(&place, store, secret)
+        let found = Repository::find(self.open_store(&place)?).map_err(|error| cannot_open(&place, error))?;
+        open_with(&place, found, secret)
     }
 
     /// Opens the store in a place.
@@ -153,6 +158,18 @@ impl Invocation {
     /// Those of the core, with the next step.
     pub(crate) fn open_session(&self) -> Result<Session> {
         self.session_of(self.open_repository()?)
+    }
+
+    /// As [`open_session`](Self::open_session), for a backup: manifests are kept on this machine for the next one.
+    ///
+    /// # Errors
+    /// Those of the core, with the next step.
+    pub(crate) fn open_session_to_back_up(&self) -> Result<Session> {
+        let mut repository = self.open_repository()?;
+        if let Some(cache) = cache_folder() {
+            repository.store = repository.store.keeping_manifests(&cache.join(MANIFESTS_FOLDER), MANIFESTS_LEN_MAX);
+        }
+        self.session_of(repository)
     }
 
     /// An index that is up to date, for an open repository. From here on, Ctrl-C stops cleanly.
@@ -378,10 +395,11 @@ pub(crate) fn place_of(path: &Path) -> Result<Place<'_>> {
     }
 }
 
-fn open_with(place: &Place<'_>, store: Store, secret: &Secret) -> Result<Repository> {
-    let opened = match store.root() {
-        Some(_) => Repository::open(store, &secret.unlock(), Entropy::system()),
-        None => Repository::open_as_before(store, &secret.unlock(), slot_used_before, Entropy::system()),
+fn open_with(place: &Place<'_>, found: Found, secret: &Secret) -> Result<Repository> {
+    let (unlock, entropy) = (secret.unlock(), Entropy::system());
+    let opened = match place {
+        Place::Folder(_) => found.open(&unlock, entropy),
+        Place::Cloud(_) | Place::Server(_) => found.open_as_before(&unlock, slot_used_before, entropy),
     };
     let repository = opened.map_err(|error| cannot_open(place, error))?;
     if repository.store.root().is_none() {

@@ -59,6 +59,50 @@ pub struct Repository {
     master: Option<Key>,
 }
 
+/// A repository whose configuration was read, and that is not open yet.
+pub struct Found {
+    store: Store,
+    bytes: Vec<u8>,
+    config: Config,
+}
+
+impl Found {
+    /// What opens it: nothing, or a passphrase or private key. Whether the configuration is genuine shows when it is opened.
+    pub fn suite(&self) -> Suite {
+        self.config.suite
+    }
+
+    /// As [`Repository::open`].
+    ///
+    /// # Errors
+    /// As [`Repository::open`].
+    pub fn open(self, unlock: &Unlock<'_>, entropy: Entropy) -> Result<Repository> {
+        self.open_as_before(unlock, |_| None, entropy)
+    }
+
+    /// As [`open`](Self::open), by the key slot that opened it the last time: then slots need not be listed. When that one is
+    /// gone or does not open, all are tried.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_as_before(
+        self,
+        unlock: &Unlock<'_>,
+        before: impl FnOnce(RepositoryId) -> Option<SlotId>,
+        entropy: Entropy,
+    ) -> Result<Repository> {
+        let Self { store, bytes, config } = self;
+        check_unlock(config.suite, unlock)?;
+        let opened = match before(config.id).and_then(|slot| open_slot(&store, config.id, unlock, slot)) {
+            Some(opened) => opened,
+            None => open_any_slot(&store, config.id, unlock)?,
+        };
+        Config::authenticate(&bytes, &opened.roles)?;
+        let slot::Opened { id: slot, grant, roles: keys, master } = opened;
+        Ok(Repository { store, config, keys, entropy, slot, grant, master })
+    }
+}
+
 impl Repository {
     /// Makes a repository in an empty store, with one key slot, which grants everything.
     ///
@@ -129,30 +173,17 @@ impl Repository {
     /// # Errors
     /// `NotFound` when there is no repository; `Unauthenticated` when nothing opens; `Corrupt`, `Unsupported`.
     pub fn open(store: Store, unlock: &Unlock<'_>, entropy: Entropy) -> Result<Self> {
-        Self::open_as_before(store, unlock, |_| None, entropy)
+        Self::find(store)?.open(unlock, entropy)
     }
 
-    /// As [`open`](Self::open), by the key slot that opened it the last time: then slots need not be listed. When that one is gone or does
-    /// not open, all are tried.
+    /// Reads the configuration of the repository in a store.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
-    pub fn open_as_before(
-        store: Store,
-        unlock: &Unlock<'_>,
-        before: impl FnOnce(RepositoryId) -> Option<SlotId>,
-        entropy: Entropy,
-    ) -> Result<Self> {
+    /// `NotFound` when there is no repository; `Corrupt`, `Unsupported`.
+    pub fn find(store: Store) -> Result<Found> {
         let bytes = config_bytes(&store)?;
         let config = Config::decode(&bytes).context(|| "the configuration cannot be used")?;
-        check_unlock(config.suite, unlock)?;
-        let opened = match before(config.id).and_then(|slot| open_slot(&store, config.id, unlock, slot)) {
-            Some(opened) => opened,
-            None => open_any_slot(&store, config.id, unlock)?,
-        };
-        Config::authenticate(&bytes, &opened.roles)?;
-        let slot::Opened { id: slot, grant, roles: keys, master } = opened;
-        Ok(Self { store, config, keys, entropy, slot, grant, master })
+        Ok(Found { store, bytes, config })
     }
 
     /// Whether the repository in `store` is a copy of this one: it has the same id, configuration and keys.
@@ -217,15 +248,6 @@ impl Repository {
         }
         // Last, as when a repository is made.
         store.put_new(ObjectName::Config, &bytes)
-    }
-
-    /// Whether the repository in `store` wants a passphrase.
-    ///
-    /// # Errors
-    /// `NotFound` when there is no repository; `Corrupt`, `Unsupported`.
-    pub fn suite_of(store: &Store) -> Result<Suite> {
-        let config = Config::decode(&config_bytes(store)?).context(|| "the configuration cannot be used")?;
-        Ok(config.suite)
     }
 
     /// The key slot that was opened.

@@ -294,13 +294,15 @@ impl TryFrom<StoredDisk> for Disk {
     }
 }
 
-/// Seals a record and stores it: from here on the snapshot exists. Everything it names must be durable.
+/// Seals a record and stores it: from here on the snapshot exists. Everything it names must be durable. The index keeps the record.
 ///
 /// # Errors
 /// `Forbidden` without the structure key; `Io`.
-pub fn commit(repository: &Repository, snapshot: Snapshot) -> Result<NamedSnapshot> {
+pub fn commit(repository: &Repository, index: &Index, snapshot: Snapshot) -> Result<NamedSnapshot> {
     let (id, object) = seal(repository, &snapshot)?;
     repository.store.put_new(ObjectName::Snapshot(id), &object)?;
+    // So that the next one need not fetch it. The snapshot exists, whatever becomes of the cache.
+    let _ = index.keep_record(id, &object);
     Ok(NamedSnapshot { id, len: object.len() as u64, snapshot })
 }
 

@@ -11,6 +11,7 @@ pub mod cloud;
 mod each;
 mod failure;
 mod http;
+mod kept;
 mod listing;
 pub mod local;
 mod name;
@@ -26,7 +27,9 @@ use object_store::path::Path as ObjectPath;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
 
 use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::id::PackId;
 use failure::{Doing, failure};
+use kept::KeptPacks;
 pub(crate) use listing::named;
 pub use listing::{Catalog, Listed};
 use local::{LocalDir, LocalObject};
@@ -39,6 +42,7 @@ pub struct Store {
     objects: Arc<dyn ObjectStore>,
     runtime: Arc<tokio::runtime::Runtime>,
     place: Place,
+    kept: Option<Arc<KeptPacks>>,
 }
 
 #[derive(Clone)]
@@ -59,7 +63,7 @@ impl Store {
         let objects = object_store::local::LocalFileSystem::new_with_prefix(root)
             .map_err(|error| Error::with_source(ErrorKind::Io, format!("cannot open {}", root.display()), error))?;
         let place = Place::Local(LocalDir::new(root));
-        Ok(Self { objects: Arc::new(objects), runtime: Arc::new(start_runtime()?), place })
+        Ok(Self { objects: Arc::new(objects), runtime: Arc::new(start_runtime()?), place, kept: None })
     }
 
     /// Makes the folders of a new repository and opens the store.
@@ -79,7 +83,7 @@ impl Store {
         let runtime = Arc::new(start_runtime()?);
         let handle = runtime.handle().clone();
         let place = Place::Remote(Remote { objects: objects.clone(), runtime: handle, location, options });
-        Ok(Self { objects, runtime, place })
+        Ok(Self { objects, runtime, place, kept: None })
     }
 
     /// As [`open_remote`](Self::open_remote), for a new repository.
@@ -92,6 +96,27 @@ impl Store {
             remote.refuse_occupied()?;
         }
         Ok(store)
+    }
+
+    /// The same store; where it is an object store, with copies of the packs that manifests are in, in a local folder that
+    /// takes up to `len_max` bytes. They are read instead of the store's, so whoever checks what the store has does without.
+    #[must_use]
+    pub fn keeping_manifests(self, folder: &Path, len_max: u64) -> Self {
+        let is_remote = self.root().is_none();
+        Self { kept: is_remote.then(|| Arc::new(KeptPacks::new(folder, len_max))), ..self }
+    }
+
+    /// Fetches packs as a whole, to keep them, as far as they are not kept yet. What cannot be fetched is no matter here.
+    pub fn keep(&self, packs: &[(PackId, u64)]) {
+        let Some(kept) = &self.kept else { return };
+        let missing: Vec<_> = packs.iter().filter(|(id, len)| !kept.has(*id, *len)).collect();
+        self.each(&missing, |(id, len)| {
+            if let Ok(bytes) = self.get(ObjectName::Pack(*id), *len)
+                && *blake3::hash(&bytes).as_bytes() == id.0
+            {
+                kept.keep(*id, &bytes);
+            }
+        });
     }
 
     /// The local folder, if it is one.
@@ -144,6 +169,11 @@ impl Store {
     /// # Errors
     /// `NotFound`, `Corrupt` when the object ends before the range does, `Unavailable`.
     pub fn get_range(&self, name: ObjectName, range: Range<u64>) -> Result<Vec<u8>> {
+        if let (Some(kept), ObjectName::Pack(id)) = (&self.kept, name)
+            && let Some(bytes) = kept.read(id, &range)
+        {
+            return Ok(bytes);
+        }
         let location = ObjectPath::from(name.path());
         self.runtime.block_on(async {
             match self.objects.get_range(&location, range.clone()).await {
@@ -214,7 +244,7 @@ impl Store {
     pub fn new_object(&self) -> Result<NewObject> {
         Ok(match &self.place {
             Place::Local(local) => NewObject::Local(Box::new(local.new_object()?)),
-            Place::Remote(remote) => NewObject::Remote(RemoteObject::new(remote)),
+            Place::Remote(remote) => NewObject::Remote(RemoteObject::new(remote, self.kept.clone())),
         })
     }
 
@@ -345,6 +375,17 @@ impl NewObject {
         }
     }
 
+    /// As [`publish`](Self::publish), for a pack that holds manifest nodes: it may be kept on this machine, too.
+    ///
+    /// # Errors
+    /// Those of [`publish`](Self::publish).
+    pub fn publish_manifests(self, id: PackId) -> Result<()> {
+        match self {
+            Self::Local(object) => object.publish(ObjectName::Pack(id)),
+            Self::Remote(object) => object.publish_manifests(id),
+        }
+    }
+
     /// Makes the bytes durable and gives them their name.
     ///
     /// # Errors
@@ -370,7 +411,7 @@ fn start_runtime() -> Result<tokio::runtime::Runtime> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{PackId, SnapshotId};
+    use crate::id::SnapshotId;
 
     #[test]
     fn an_object_is_there_whole_or_not_at_all_and_is_never_replaced() {

@@ -33,7 +33,9 @@ fn remarks(tags: &[&str], note: Option<&str>, protected: bool) -> Remarks {
 fn commit_like(fixture: &RepoFixture, like: &Snapshot, times_ms: impl Iterator<Item = i64>) -> Vec<NamedSnapshot> {
     let session = fixture.session();
     times_ms
-        .map(|time_ms| snapshot::commit(&session.repository, Snapshot { time_ms, ..like.clone() }).unwrap())
+        .map(|time_ms| {
+            snapshot::commit(&session.repository, &session.index, Snapshot { time_ms, ..like.clone() }).unwrap()
+        })
         .collect()
 }
 
@@ -336,6 +338,8 @@ fn a_damaged_record_moves_to_quarantine_and_a_newer_pack_stays() {
     let (fixture, snapshot, _) = one_disk();
     let record = fixture.path().join("snapshots").join(snapshot.id.to_hex());
     flip(&record, 60);
+    // With an index that kept the record it would be healed.
+    std::fs::remove_dir_all(fixture.path().join("index")).unwrap();
     // A pack of a later version: whole, under its name, and not to be opened.
     let mut bytes = std::fs::read(&packs(&fixture)[0]).unwrap();
     bytes[6] = 9;

@@ -39,7 +39,8 @@ fn agrees(suite: Suite) {
     let second = fixture.backup_model(&session, "disk", &disk).snapshot;
     // What people say of a snapshot is no concern of a reader of disks.
     let remarks = Remarks { tags: ["gold".to_owned()].into(), note: Some("why".to_owned()), protected: true };
-    let third = snapshot::commit(&session.repository, Snapshot { remarks, ..second.snapshot.clone() }).unwrap();
+    let third =
+        snapshot::commit(&session.repository, &session.index, Snapshot { remarks, ..second.snapshot.clone() }).unwrap();
     annotation::annotate(&session.repository, &third, 1, |remarks| remarks.protected = false).unwrap();
     // Packs alone must do: without an index, and with nothing but the objects of the format.
     drop(session);

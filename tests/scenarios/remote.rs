@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use repo_tests::cli::{cairn, fails, json, run};
 use repo_tests::model::{ModelDisk, mix};
@@ -181,10 +182,10 @@ fn whatever_the_network_does_nothing_committed_is_lost_and_nothing_is_called_dam
     let machine = Machine::new(&proxy.address, &server.place("x"));
     run(&mut machine.cairn(&["init"]));
     let mut committed = Vec::new();
-    for seed in 0..4 {
+    for seed in 0..6 {
         println!("seed {seed}");
         // A listing that lags may show fewer packs than a record names, and too few snapshots to collect without grace.
-        let lags = seed >= 2;
+        let lags = seed >= 3;
         let faults = FAULTS.into_iter().chain(lags.then_some(Fault::StaleList)).collect();
         proxy.behave(Behaviour { seed, fault_every: 9, faults, ..Behaviour::default() });
         let output = machine.import(&disk(seed), "vdi").arg("--json").output().unwrap();
@@ -305,4 +306,72 @@ fn an_upload_that_is_held_to_a_rate_takes_its_time() {
     // The last piece is sent at once.
     let least = (sent as f64 - 65536.0) / (512.0 * 1024.0);
     assert!(least > 1.0 && start.elapsed().as_secs_f64() >= least, "{sent} bytes in {:?}", start.elapsed());
+}
+
+/// What an import takes on a long line: the time of its bytes, and a round trip for each answer that has to be waited for.
+#[test]
+fn an_import_on_a_long_line_waits_for_few_answers() {
+    let server = S3Server::start();
+    let proxy = Proxy::start(&server.address, Behaviour::default());
+    let machine = Machine::new(&proxy.address, &server.place("x"));
+    run(&mut machine.cairn(&["init"]));
+    json(&mut machine.import(&ModelDisk::scattered(96 << 20, 2, 9), "vdi"));
+    for number in 0..4 {
+        let mut disk = ModelDisk::scattered(96 << 20, 2, 9);
+        disk.pages.insert(number, 1);
+        json(&mut machine.import(&disk, "vdi"));
+    }
+    proxy.behave(Behaviour { latency: Duration::from_millis(100), ..Behaviour::default() });
+    proxy.rounds();
+    let mut day = ModelDisk::scattered(96 << 20, 2, 9);
+    day.pages.extend((0..24u32 << 8).map(|page| (u64::from(page), 1_000_000 + page)));
+    let imported = json(&mut machine.import(&day, "vdi"));
+    let rounds = proxy.rounds();
+    println!("{rounds} rounds, {}", imported["traffic"]);
+    assert!(rounds <= 12, "{rounds}: {imported}");
+    let of = |field: &str| imported["traffic"][field].as_u64().unwrap();
+    // Nothing of the content is read back: only the configuration, the key slot, and a listing.
+    assert!(of("get") == 2 && of("downloaded_bytes") < 64 << 10, "{imported}");
+    let stored = imported["stored_bytes"].as_u64().unwrap();
+    assert!(stored > 12 << 20 && of("uploaded_bytes") < stored + (16 << 10), "{imported}");
+    // Data was sent while the disk was read, in packs that do not get many: each as long as all before it.
+    let packs = of("put") - 3;
+    assert!((2..=4).contains(&packs), "{imported}");
+    assert_eq!(machine.restore(&id(&imported)), day.to_bytes());
+}
+
+#[test]
+fn manifests_kept_on_this_machine_are_taken_for_what_they_are_and_never_for_the_stores() {
+    let server = S3Server::start();
+    let machine = Machine::new(&server.address, &server.place("x"));
+    run(&mut machine.cairn(&["init"]));
+    json(&mut machine.import(&disk(1), "vdi"));
+    let folder = machine.path("cache/cairn/manifests");
+    let kept: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(kept.len(), 1);
+    let mut bytes = std::fs::read(&kept[0]).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&kept[0], &bytes).unwrap();
+    let mut second = disk(1);
+    second.pages.insert(5, 77);
+    let imported = json(&mut machine.import(&second, "vdi"));
+    assert!(imported["traffic"]["get"].as_u64().unwrap() > 2, "{imported}");
+    assert_eq!(machine.restore(&id(&imported)), second.to_bytes());
+
+    // Another machine fetches them once.
+    let other = Machine::new(&server.address, &server.place("x"));
+    let gets = [(), ()].map(|()| json(&mut other.import(&second, "vdi"))["traffic"]["get"].as_u64().unwrap());
+    assert!(gets[1] < gets[0] && gets[1] == 2, "{gets:?}");
+
+    // What the store lost is missed, although the copy is here.
+    let id = kept[0].file_name().unwrap().to_str().unwrap().to_owned();
+    let key = format!("x/packs/{}/{id}", &id[..2]);
+    let delete = "import sys, boto3; boto3.client('s3', endpoint_url='http://' + sys.argv[1]).delete_object(Bucket=sys.argv[2], Key=sys.argv[3])";
+    let python = repo_tests::s3::venv().join("bin/python");
+    run(Command::new(python)
+        .args(["-c", delete, &server.address, &server.bucket, &key])
+        .envs(variables(&server.address)));
+    let (code, text) = fails(&mut machine.cairn(&["check"]));
+    assert_eq!(code, 3, "{text}");
 }

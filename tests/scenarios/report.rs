@@ -314,7 +314,7 @@ fn what_old_records_do_not_say_is_not_made_up() {
         let made = fixture.backup_model(&session, "a", &ModelDisk::scattered(3 << 20, 5, day)).snapshot;
         let mut old = made.snapshot.clone();
         old.disks.iter_mut().for_each(|disk| disk.reading = DiskReading::default());
-        snapshot::commit(&session.repository, old).unwrap();
+        snapshot::commit(&session.repository, &session.index, old).unwrap();
         fixture.forget(&session, made.id);
     }
     drop(session);

@@ -7,7 +7,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -64,6 +64,7 @@ struct Shared {
     requests: Mutex<u64>,
     came: Condvar,
     faults_met: AtomicU64,
+    spans: Mutex<Vec<(Instant, Instant)>>,
     listings: Mutex<HashMap<String, Vec<u8>>>,
     ended: AtomicBool,
 }
@@ -82,6 +83,7 @@ impl Proxy {
             requests: Mutex::new(0),
             came: Condvar::new(),
             faults_met: AtomicU64::new(0),
+            spans: Mutex::default(),
             listings: Mutex::default(),
             ended: AtomicBool::new(false),
         });
@@ -114,6 +116,20 @@ impl Proxy {
         self.shared.faults_met.load(Ordering::SeqCst)
     }
 
+    /// How many answers were waited for one after another since this was asked last: the longest chain of requests of which
+    /// each began when the one before had its answer. On a long line each is a round trip.
+    pub fn rounds(&self) -> usize {
+        let mut spans = std::mem::take(&mut *self.shared.spans.lock());
+        spans.sort_unstable_by_key(|(_, end)| *end);
+        let (mut rounds, mut last) = (0, None);
+        for (begin, end) in spans {
+            if last.is_none_or(|last| begin >= last) {
+                (rounds, last) = (rounds + 1, Some(end));
+            }
+        }
+        rounds
+    }
+
     /// Waits until that many requests have come, or a while has passed; says whether they came.
     pub fn wait_for(&self, requests: u64) -> bool {
         let mut came = self.shared.requests.lock();
@@ -144,6 +160,7 @@ struct Request {
 impl Shared {
     fn serve(&self, client: &TcpStream) -> io::Result<()> {
         let request = read_request(client)?;
+        let begin = Instant::now();
         let number = {
             let mut requests = self.requests.lock();
             *requests += 1;
@@ -181,6 +198,8 @@ impl Shared {
         if is_list && fault.is_none() {
             self.listings.lock().insert(request.line.clone(), answer.clone());
         }
+        // Before the answer is sent, which may bring the next request.
+        self.spans.lock().push((begin, Instant::now()));
         let sent = if fault == Some(Fault::Truncated) { answer.len() * 2 / 3 } else { answer.len() };
         let mut to = client;
         to.write_all(&answer[..sent])?;

@@ -41,7 +41,11 @@ pub(super) fn run(folder: &Path, count: u64, imports: u64) -> Outcome<()> {
     for report in reports {
         for copy in 1..copies {
             let time_ms = report.snapshot.snapshot.time_ms + i64::try_from(copy)?;
-            snapshot::commit(&lab.session.repository, Snapshot { time_ms, ..report.snapshot.snapshot.clone() })?;
+            snapshot::commit(
+                &lab.session.repository,
+                &lab.session.index,
+                Snapshot { time_ms, ..report.snapshot.snapshot.clone() },
+            )?;
         }
     }
     let count = lab.session.repository.store.list_snapshots()?.len() as u64;

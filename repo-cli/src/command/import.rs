@@ -130,7 +130,7 @@ struct Imported {
 pub(super) fn run(args: Args, invocation: &Invocation) -> Result<Exit> {
     let started = Instant::now();
     let options = options(&args, invocation)?;
-    let session = invocation.open_session()?;
+    let session = invocation.open_session_to_back_up()?;
     let what = if args.input == Path::new("-") { "stdin".to_owned() } else { args.input.display().to_string() };
     let cannot = || format!("cannot import {what} as VDI {}", args.vdi);
     let fail = |error: repo_core::Error| {

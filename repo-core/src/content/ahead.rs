@@ -5,10 +5,14 @@ use std::collections::BTreeSet;
 use crate::content::ContentReader;
 use crate::error::Result;
 use crate::id::{EntryId, NodeId};
+use crate::index::Location;
 use crate::manifest::{Node, NodeSource, Tree};
 
 /// Frames fetched: less than the cache of frames holds.
 const FRAMES_MAX: usize = 40;
+/// Packs fetched as a whole because their manifests are kept on this machine, in bytes: of a large manifest the frames that are
+/// wanted come sooner.
+const WHOLE_LEN_MAX: u64 = 16 * 1024 * 1024;
 /// Nodes looked up for it: those of a disk of 32 GiB. For more the first ones alone would fill the cache.
 const NODES_MAX: usize = 16 * 1024;
 
@@ -23,6 +27,7 @@ impl ContentReader {
         loop {
             let ids: Vec<EntryId> = nodes.iter().map(|id| EntryId::from(*id)).collect();
             let Ok(located) = self.locate_stored(&ids) else { return };
+            self.keep_packs(&located);
             let frames: BTreeSet<_> = located.iter().flatten().map(|place| (place.pack, place.frame)).collect();
             let mut new: Vec<_> = frames.difference(&fetched).copied().collect();
             new.truncate(FRAMES_MAX - fetched.len());
@@ -36,6 +41,15 @@ impl ContentReader {
             if nodes.len() > NODES_MAX {
                 return;
             }
+        }
+    }
+
+    /// Fetches the packs of these places as a whole, when that is little enough.
+    fn keep_packs(&self, places: &[Option<Location>]) {
+        let numbers: BTreeSet<_> = places.iter().flatten().map(|place| place.pack).collect();
+        let packs: Vec<_> = numbers.into_iter().map(|number| self.index.pack(number)).collect();
+        if packs.iter().map(|pack| pack.len).sum::<u64>() <= WHOLE_LEN_MAX {
+            self.repository.store.keep(&packs.iter().map(|pack| (pack.id, pack.len)).collect::<Vec<_>>());
         }
     }
 

@@ -23,6 +23,18 @@ impl Index {
         bytes.map(|bytes| bytes.map_err(|error| database_error(&self.path, error))).collect()
     }
 
+    /// Keeps the record of a snapshot that was just made.
+    ///
+    /// # Errors
+    /// `Io` when the database fails.
+    pub fn keep_record(&self, id: SnapshotId, record: &[u8]) -> Result<()> {
+        if record.len() > RECORD_LEN_MAX {
+            return Ok(());
+        }
+        let put = self.db.put_cf(family(&self.db, RECORDS), id.0, record);
+        put.map_err(|error| database_error(&self.path, error))
+    }
+
     /// Keeps snapshot records, and drops those that are not among `there`, ascending.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ use crate::chunk::{Chunker, Run};
 use crate::disk::{Delivery, DiskSource, PresentBlocks, Undelivered};
 use crate::error::{Error, Result, ResultExt};
 use crate::id::{EntryId, NodeId, PackId};
-use crate::index::PackNumber;
+use crate::index::{KnownPack, PackNumber};
 use crate::lease::Lease;
 use crate::manifest::builder::TreeBuilder;
 use crate::manifest::{NodeHasher, Tree};
@@ -32,7 +32,7 @@ use crate::ops::open::{Access, Session};
 use crate::ops::pack_stream::{PackStream, StreamOptions};
 use crate::remarks::Remarks;
 use crate::snapshot::{self, Disk, DiskReading, NamedSnapshot, Snapshot, SnapshotOrigin, SnapshotStats};
-use crate::store::ObjectName;
+use crate::store::{ObjectName, Store};
 use crate::units::{BLOCK_LEN, PAGE_LEN};
 pub use base::BaseChoice;
 use base::Parent;
@@ -203,13 +203,13 @@ impl<'a> Running<'a> {
         };
         let mut delivered =
             source.virtual_size().filter(|_| base.is_some() && source.is_hinted()).map(PresentBlocks::new);
-        if let Some(parent) = parent.as_ref().filter(|_| base.is_none()) {
-            content.fetch_ahead(&parent.disk.tree);
-        }
         let complete = parent.as_ref().is_some_and(|parent| parent.complete);
         let mut comparison = Comparison::new(parent.as_ref(), base.is_some(), &content);
         let mut reading = DiskReading { delta: base.is_some(), ..DiskReading::default() };
         let mut scan = Scan::start(source, overlay, self.chunker.clone(), self.node_hasher.clone());
+        if let Some(parent) = parent.as_ref().filter(|_| base.is_none()) {
+            content.fetch_ahead(&parent.disk.tree);
+        }
         while let Some(scanned) = scan.next()? {
             check_cancelled(monitor)?;
             if delivery == Delivery::Ascending {
@@ -325,8 +325,16 @@ impl<'a> Running<'a> {
         lease: &Lease,
         generation: u64,
     ) -> Result<BackupReport> {
-        self.flush()?;
-        let packs = self.packs()?;
+        let (session, used) = (self.session, self.used());
+        std::thread::scope(|scope| {
+            // Beside the last packs on their way: on an object store each answer is a round trip away.
+            let checking = scope.spawn(|| check_there(&session.repository.store, &used));
+            self.flush()?;
+            checking.join().map_err(|_| Error::internal("a thread panicked"))?
+        })?;
+        let packs: BTreeSet<PackId> =
+            self.written_packs.iter().copied().chain(used.iter().map(|pack| pack.id)).collect();
+        let packs = packs.into_iter().collect();
         let logical_bytes = disks.iter().map(|disk| disk.tree.virtual_size).sum();
         let allocated_bytes = disks.iter().map(|disk| disk.allocated_bytes).sum();
         let record = Snapshot {
@@ -342,7 +350,8 @@ impl<'a> Running<'a> {
             origin: options.origin,
         };
         lease.check()?;
-        let snapshot = snapshot::commit(&self.session.repository, record).context(|| "cannot commit the snapshot")?;
+        let snapshot = snapshot::commit(&self.session.repository, &self.session.index, record)
+            .context(|| "cannot commit the snapshot")?;
         if let Err(error) = lease.check() {
             // Garbage collection did not wait for this backup: what it relies on may be gone.
             self.session.repository.store.delete(ObjectName::Snapshot(snapshot.id))?;
@@ -364,21 +373,21 @@ impl<'a> Running<'a> {
         })
     }
 
-    /// Packs written, and packs that chunks were found in: the latter must still be there.
-    fn packs(&self) -> Result<Vec<PackId>> {
-        let mut packs: BTreeSet<PackId> = self.written_packs.iter().copied().collect();
-        let used = self.used_packs.iter().map(|number| self.session.index.pack(*number));
-        let used: Vec<_> = used.filter(|known| packs.insert(known.id)).collect();
-        let store = &self.session.repository.store;
-        let checked = store.each(&used, |known| {
-            let len = store.len(ObjectName::Pack(known.id))?;
-            if len != known.len {
-                let text = format!("pack {} has {len} bytes instead of {}", known.id.short(), known.len);
-                return Err(Error::corrupt(text));
-            }
-            Ok(())
-        });
-        checked.into_iter().collect::<Result<()>>()?;
-        Ok(packs.into_iter().collect())
+    /// Packs that chunks were found in.
+    fn used(&self) -> Vec<KnownPack> {
+        self.used_packs.iter().map(|number| self.session.index.pack(*number)).collect()
     }
+}
+
+/// Fails unless packs that a snapshot is to rely on are there, and as long as they were.
+fn check_there(store: &Store, packs: &[KnownPack]) -> Result<()> {
+    let checked = store.each(packs, |known| {
+        let len = store.len(ObjectName::Pack(known.id))?;
+        if len != known.len {
+            let text = format!("pack {} has {len} bytes instead of {}", known.id.short(), known.len);
+            return Err(Error::corrupt(text));
+        }
+        Ok(())
+    });
+    checked.into_iter().collect()
 }

@@ -1,4 +1,7 @@
 //! From entries to packs, the second half of a backup: new entries are collected into frames, sealed on all cores, appended to packs in order.
+//!
+//! In a folder a pack is as long as packs are to be, and is closed at the same frame in every run. On an object store it is also
+//! closed when nothing else is being sent ([`PackStream::is_full`]): while a disk is read, the line works.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -32,6 +35,10 @@ pub(in crate::ops) struct StreamOptions {
 const META_FRAME_LEN: usize = 128 * 1024;
 /// zstd level of meta frames: ids do not compress.
 const META_LEVEL: i32 = 1;
+/// The shortest pack that is closed because the line is idle, in bytes: its time on a line of 50 Mbit/s is several round trips.
+const EARLY_LEN: u64 = 4 * 1024 * 1024;
+/// Packs being sent to an object store at once: one fills the line while another waits for its answer.
+const SENT_AT_ONCE: usize = 2;
 
 impl StreamOptions {
     /// For chunks.
@@ -64,6 +71,37 @@ pub(in crate::ops) struct PackStream {
     writing: Option<(Arc<PackCipher>, PackWriter, u64)>,
     committer: Option<Committer>,
     durable: Vec<StoredPack>,
+    /// Where packs go.
+    way: Way,
+    /// The length of all packs handed over, in bytes.
+    handed_bytes: u64,
+}
+
+/// How packs get to their place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// The disk of a folder.
+    Disk,
+    /// A line to an object store.
+    Line,
+}
+
+impl Way {
+    fn packs_at_once(self) -> usize {
+        match self {
+            Self::Disk => 1,
+            Self::Line => SENT_AT_ONCE,
+        }
+    }
+
+    /// Frames being sealed at once. More than the cores need only delay what is sent: on a line the threads are many, since
+    /// they wait.
+    fn frames_at_once(self) -> usize {
+        2 * match self {
+            Self::Disk => rayon::current_num_threads(),
+            Self::Line => std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
 }
 
 /// A pack that this stream made durable and findable.
@@ -80,11 +118,13 @@ struct Sealing {
     frame: Receiver<Result<SealedFrame>>,
 }
 
-/// The thread that waits for the disk while others compute.
+/// The threads that wait for the disk or the line while others compute.
 struct Committer {
     packs: Sender<PackWriter>,
     durable: Receiver<DurablePack>,
-    thread: JoinHandle<Result<()>>,
+    threads: Vec<JoinHandle<Result<()>>>,
+    /// Packs sent and not yet received back.
+    under_way: usize,
 }
 
 impl PackStream {
@@ -101,6 +141,8 @@ impl PackStream {
             writing: None,
             committer: None,
             durable: Vec::new(),
+            way: if session.repository.store.root().is_some() { Way::Disk } else { Way::Line },
+            handed_bytes: 0,
         }
     }
 
@@ -133,14 +175,11 @@ impl PackStream {
             self.append_oldest()?;
         }
         self.next = None;
-        if let Some((_, writer, _)) = self.writing.take() {
-            self.hand_over(writer)?;
-        }
+        self.hand_over_finished()?;
         if let Some(committer) = self.committer.take() {
-            drop(committer.packs);
-            let rest = committer.durable.iter().map(|pack| StoredPack { id: pack.id, len: pack.len });
-            self.durable.extend(rest);
-            committer.thread.join().map_err(|_| Error::internal("the committing thread panicked"))??;
+            let durable = committer.durable.clone();
+            committer.end()?;
+            self.durable.extend(durable.iter().map(|pack| StoredPack { id: pack.id, len: pack.len }));
         }
         self.pending.clear();
         Ok(std::mem::take(&mut self.durable))
@@ -148,11 +187,16 @@ impl PackStream {
 
     /// Sends the collected entries to be compressed and sealed.
     fn close_frame(&mut self) -> Result<()> {
-        // The bound of frames in memory; what is popped here also decides, always at the same frame, when a pack is full.
-        if self.sealing.len() > 2 * rayon::current_num_threads() {
+        // The bound of frames in memory; what is popped here also decides, in a folder always at the same frame, when a pack
+        // is full.
+        if self.sealing.len() > self.way.frames_at_once() {
+            self.append_oldest()?;
+        }
+        while self.way == Way::Line && self.sealing.front().is_some_and(|oldest| !oldest.frame.is_empty()) {
             self.append_oldest()?;
         }
         let (cipher, position) = self.next_position()?;
+        self.hand_over_finished()?;
         let plain = std::mem::replace(&mut self.plain, Vec::with_capacity(self.options.frame_len));
         let (sender, frame) = bounded(1);
         let (sealer, level) = (cipher.clone(), self.options.level);
@@ -178,43 +222,67 @@ impl PackStream {
         Ok((cipher, position))
     }
 
+    /// Whether the pack being written, which this cipher is for, takes no further frame. Meta packs are closed by
+    /// [`flush`](Self::flush) alone, after the data.
     fn is_full(&self, cipher: &Arc<PackCipher>) -> bool {
-        self.options.content == Content::Data
-            && self
-                .writing
-                .as_ref()
-                .is_some_and(|(of, _, len)| Arc::ptr_eq(of, cipher) && *len >= self.options.pack_len)
+        let Some((of, _, len)) = self.writing.as_ref().filter(|_| self.options.content == Content::Data) else {
+            return false;
+        };
+        Arc::ptr_eq(of, cipher) && (*len >= self.options.pack_len || self.is_line_idle() && *len >= self.early_len())
+    }
+
+    /// What makes a pack worth sending while the line is idle: as much as was sent before, so that a long backup makes only
+    /// a few packs that are short.
+    fn early_len(&self) -> u64 {
+        self.handed_bytes.max(EARLY_LEN)
+    }
+
+    fn is_line_idle(&self) -> bool {
+        let under_way = self.committer.as_ref().map_or(0, |committer| committer.under_way - committer.durable.len());
+        self.way == Way::Line && under_way < SENT_AT_ONCE
     }
 
     fn append_oldest(&mut self) -> Result<()> {
         let Some(Sealing { cipher, entries, frame }) = self.sealing.pop_front() else { return Ok(()) };
         let sealed = frame.recv().map_err(|_| Error::internal("a worker ended without an answer"))??;
-        if let Some((_, writer, _)) = self.writing.take_if(|(of, _, _)| !Arc::ptr_eq(of, &cipher)) {
-            self.hand_over(writer)?;
-        }
         let (_, writer, len) = match &mut self.writing {
             Some(writing) => writing,
             none => {
-                let writer = PackWriter::create(cipher.clone(), &self.repository.store)?;
-                none.insert((cipher, writer, 0))
+                let writer = PackWriter::create(cipher, &self.repository.store)?;
+                none.insert((writer.cipher().clone(), writer, 0))
             }
         };
         *len += sealed.len_bytes() as u64;
-        writer.append(&sealed, &entries)
+        writer.append(&sealed, &entries)?;
+        self.hand_over_finished()
+    }
+
+    /// Hands over the pack being written once its last frame was appended.
+    fn hand_over_finished(&mut self) -> Result<()> {
+        let Self { next, sealing, .. } = self;
+        let goes_on = |of: &Arc<PackCipher>| {
+            next.iter().any(|(cipher, _)| Arc::ptr_eq(cipher, of))
+                || sealing.iter().any(|frame| Arc::ptr_eq(&frame.cipher, of))
+        };
+        match self.writing.take_if(|(of, _, _)| !goes_on(of)) {
+            Some((_, writer, len)) => self.hand_over(writer, len),
+            None => Ok(()),
+        }
     }
 
     /// Gives a full pack to the committer, and takes back what it finished meanwhile.
-    fn hand_over(&mut self, writer: PackWriter) -> Result<()> {
-        let committer = match &self.committer {
-            Some(committer) => committer,
-            None => self.committer.insert(Committer::start(self.index.clone())),
-        };
-        if committer.packs.send(writer).is_err() {
-            let committer = self.committer.take().expect("it is there");
-            let ended = committer.thread.join().map_err(|_| Error::internal("the committing thread panicked"))?;
-            return Err(ended.err().unwrap_or_else(|| Error::internal("the committing thread ended early")));
+    fn hand_over(&mut self, writer: PackWriter, len: u64) -> Result<()> {
+        self.handed_bytes += len;
+        let (index, at_once) = (&self.index, self.way.packs_at_once());
+        let committer = self.committer.get_or_insert_with(|| Committer::start(index, at_once));
+        if committer.has_failed() || committer.packs.send(writer).is_err() {
+            let ended = self.committer.take().expect("it is there").end();
+            return Err(ended.err().unwrap_or_else(|| Error::internal("the committing threads ended early")));
         }
-        for pack in committer.durable.try_iter() {
+        committer.under_way += 1;
+        let durable: Vec<DurablePack> = committer.durable.try_iter().collect();
+        committer.under_way -= durable.len();
+        for pack in durable {
             for entry in pack.directory.entries() {
                 self.pending.remove(&entry.id);
             }
@@ -227,26 +295,44 @@ impl PackStream {
 impl Drop for PackStream {
     /// Waits for the packs under way: whoever drops a stream may go on to say that it stores nothing any more.
     fn drop(&mut self) {
-        if let Some(Committer { packs, thread, .. }) = self.committer.take() {
-            drop(packs);
+        if let Some(committer) = self.committer.take() {
             // What went wrong there is of no interest: the stream is given up.
-            let _ = thread.join();
+            let _ = committer.end();
         }
     }
 }
 
 impl Committer {
-    fn start(index: Arc<Index>) -> Self {
+    fn start(index: &Arc<Index>, at_once: usize) -> Self {
         let (packs, queue) = bounded::<PackWriter>(1);
         let (sender, durable) = crossbeam_channel::unbounded();
-        let thread = std::thread::spawn(move || {
-            for writer in queue {
-                let pack = writer.finish()?;
-                index.insert(&pack)?;
-                let _ = sender.send(pack);
-            }
-            Ok(())
-        });
-        Self { packs, durable, thread }
+        let commit = |(queue, sender, index): (Receiver<PackWriter>, Sender<DurablePack>, Arc<Index>)| {
+            std::thread::spawn(move || {
+                for writer in queue {
+                    let pack = writer.finish()?;
+                    index.insert(&pack)?;
+                    let _ = sender.send(pack);
+                }
+                Ok(())
+            })
+        };
+        let ends = std::iter::repeat_n((queue, sender, index.clone()), at_once);
+        Self { packs, durable, threads: ends.map(commit).collect(), under_way: 0 }
+    }
+
+    /// Whether a thread ended although more may come.
+    fn has_failed(&self) -> bool {
+        self.threads.iter().any(JoinHandle::is_finished)
+    }
+
+    /// Waits for all packs, and gives the first error there was.
+    fn end(self) -> Result<()> {
+        drop(self.packs);
+        let ends = self
+            .threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|_| Err(Error::internal("a committing thread panicked"))));
+        // All are waited for, also after an error.
+        ends.collect::<Vec<_>>().into_iter().collect()
     }
 }

@@ -49,6 +49,11 @@ impl PackWriter {
         Ok(writer)
     }
 
+    /// What seals this pack.
+    pub fn cipher(&self) -> &Arc<PackCipher> {
+        &self.cipher
+    }
+
     /// Appends the next frame with its entries. Frames come in the order of the positions they were sealed for.
     ///
     /// # Errors
@@ -78,7 +83,10 @@ impl PackWriter {
         self.write(&directory)?;
         self.write(trailer.as_bytes())?;
         let id = PackId(*self.hasher.finalize().as_bytes());
-        self.object.publish(ObjectName::Pack(id))?;
+        match self.cipher.content {
+            Content::Data => self.object.publish(ObjectName::Pack(id))?,
+            Content::Meta => self.object.publish_manifests(id)?,
+        }
         Ok(DurablePack { id, len: trailer.pack_len.get(), content: self.cipher.content, directory: self.directory })
     }
 

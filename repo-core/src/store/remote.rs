@@ -13,8 +13,10 @@ use object_store::{CopyOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions
 use tokio::runtime::Handle;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::id::PackId;
 use crate::store::ObjectName;
 use crate::store::failure::{Doing, failure};
+use crate::store::kept::KeptPacks;
 
 /// The longest object that is stored, in bytes: it is collected in memory.
 pub const REMOTE_OBJECT_LEN_MAX: usize = 64 * 1024 * 1024;
@@ -82,8 +84,7 @@ impl Remote {
 
     /// Stores an object. One of the same name and content counts as stored: a request may be answered "taken" because its
     /// first try, of which no answer came, was carried out.
-    pub(super) fn put(&self, name: ObjectName, bytes: Vec<u8>) -> Result<()> {
-        let bytes = Bytes::from(bytes);
+    pub(super) fn put(&self, name: ObjectName, bytes: Bytes) -> Result<()> {
         let mut options = PutOptions::default();
         if name == ObjectName::Config {
             if self.options.honours_create {
@@ -187,12 +188,13 @@ pub(super) fn path(name: ObjectName) -> ObjectPath {
 /// An object being collected.
 pub struct RemoteObject {
     remote: Remote,
+    kept: Option<Arc<KeptPacks>>,
     bytes: Vec<u8>,
 }
 
 impl RemoteObject {
-    pub(super) fn new(remote: &Remote) -> Self {
-        Self { remote: remote.clone(), bytes: Vec::new() }
+    pub(super) fn new(remote: &Remote, kept: Option<Arc<KeptPacks>>) -> Self {
+        Self { remote: remote.clone(), kept, bytes: Vec::new() }
     }
 
     pub(super) fn append(&mut self, bytes: &[u8]) -> Result<()> {
@@ -206,7 +208,16 @@ impl RemoteObject {
     }
 
     pub(super) fn publish(self, name: ObjectName) -> Result<()> {
-        self.remote.put(name, self.bytes)
+        self.remote.put(name, self.bytes.into())
+    }
+
+    pub(super) fn publish_manifests(self, id: PackId) -> Result<()> {
+        let bytes = Bytes::from(self.bytes);
+        self.remote.put(ObjectName::Pack(id), bytes.clone())?;
+        if let Some(kept) = self.kept {
+            kept.keep(id, &bytes);
+        }
+        Ok(())
     }
 }
 
@@ -215,7 +226,7 @@ mod tests {
     use object_store::memory::InMemory;
 
     use super::*;
-    use crate::id::{PackId, SnapshotId};
+    use crate::id::SnapshotId;
     use crate::store::Store;
 
     fn store() -> (Arc<InMemory>, Store) {
