@@ -334,7 +334,7 @@ fn an_import_on_a_long_line_waits_for_few_answers() {
     assert!(of("get") == 2 && of("downloaded_bytes") < 64 << 10, "{imported}");
     let stored = imported["stored_bytes"].as_u64().unwrap();
     assert!(stored > 12 << 20 && of("uploaded_bytes") < stored + (16 << 10), "{imported}");
-    // Data was sent while the disk was read, in packs that do not get many: each as long as all before it.
+    // Data was sent while the disk was read, in packs that do not get many: each twice as long as all before it.
     let packs = of("put") - 3;
     assert!((2..=4).contains(&packs), "{imported}");
     assert_eq!(machine.restore(&id(&imported)), day.to_bytes());

@@ -36,7 +36,7 @@ const META_FRAME_LEN: usize = 128 * 1024;
 /// zstd level of meta frames: ids do not compress.
 const META_LEVEL: i32 = 1;
 /// The shortest pack that is closed because the line is idle, in bytes: its time on a line of 50 Mbit/s is several round trips.
-const EARLY_LEN: u64 = 4 * 1024 * 1024;
+const EARLY_LEN: u64 = 2 * 1024 * 1024;
 /// Packs being sent to an object store at once: one fills the line while another waits for its answer.
 const SENT_AT_ONCE: usize = 2;
 
@@ -231,10 +231,10 @@ impl PackStream {
         Arc::ptr_eq(of, cipher) && (*len >= self.options.pack_len || self.is_line_idle() && *len >= self.early_len())
     }
 
-    /// What makes a pack worth sending while the line is idle: as much as was sent before, so that a long backup makes only
-    /// a few packs that are short.
+    /// What makes a pack worth sending while the line is idle: twice as much as was sent before, so that a backup of any
+    /// length makes only a few packs that are short.
     fn early_len(&self) -> u64 {
-        self.handed_bytes.max(EARLY_LEN)
+        (2 * self.handed_bytes).max(EARLY_LEN)
     }
 
     fn is_line_idle(&self) -> bool {
