@@ -165,6 +165,11 @@ fn what_cannot_be_read_stops_the_collection_before_it_deletes_anything() {
     let record = fixture.path().join("snapshots").join(second.to_hex());
     let whole = std::fs::read(&record).unwrap();
     std::fs::write(&record, &whole[..whole.len() - 1]).unwrap();
+    // An index that kept the record would do.
+    drop(session);
+    std::fs::remove_dir_all(fixture.path().join("index")).unwrap();
+    let session = fixture.session();
+    session.catch_up(&Silent).unwrap();
     let before = pack_bytes(&session);
     let error = gc(&session, &gc_options(9_000_000), &Silent).unwrap_err();
     assert!(error.to_string().contains("nothing was deleted"), "{error}");

@@ -9,9 +9,9 @@ use std::io::Write;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use parking_lot::Mutex;
+use rustix::fs::{Timespec, Timestamps, UTIME_NOW, futimens};
 
 use crate::id::PackId;
 use crate::store::remote::REMOTE_OBJECT_LEN_MAX;
@@ -100,7 +100,8 @@ impl KeptPacks {
             return None;
         }
         // Used now: others go before it.
-        let _ = file.set_modified(SystemTime::now());
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let _ = futimens(&file, &Timestamps { last_access: now, last_modification: now });
         Some(bytes.len() as u64)
     }
 
@@ -111,6 +112,8 @@ impl KeptPacks {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
     fn pack(byte: u8, len: usize) -> (PackId, Vec<u8>) {
