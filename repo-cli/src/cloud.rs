@@ -47,23 +47,35 @@ impl CloudRepo {
     ///
     /// # Errors
     /// `Invalid` when credentials are missing; those of reading profile files.
-    pub(crate) fn open(&self, network: &Network) -> Result<Store> {
+    pub(crate) fn open(&self, network: &Network, profile: Option<&str>) -> Result<Store> {
         widen();
-        let objects = cloud::connect(&self.place, &self.settings(network)?)?;
-        Ok(Store::open_remote(objects, self.url.clone(), RemoteOptions::default())?)
+        let settings = self.settings(network, profile)?;
+        let objects = cloud::connect(&self.place, &settings)?;
+        let store = Store::open_remote(objects, self.url.clone(), RemoteOptions::default())?;
+        Ok(store.at_address(cloud::address(&self.place, &settings)))
     }
 
     /// The store of a new repository, or the store's own refusal.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub(crate) fn create(&self, network: &Network, options: RemoteOptions) -> Result<repo_core::Result<Store>> {
-        let objects = cloud::connect(&self.place, &self.settings(network)?)?;
-        Ok(Store::create_remote(objects, self.url.clone(), options))
+    pub(crate) fn create(
+        &self,
+        network: &Network,
+        profile: Option<&str>,
+        options: RemoteOptions,
+    ) -> Result<repo_core::Result<Store>> {
+        let settings = self.settings(network, profile)?;
+        let objects = cloud::connect(&self.place, &settings)?;
+        let store = Store::create_remote(objects, self.url.clone(), options);
+        Ok(store.map(|store| store.at_address(cloud::address(&self.place, &settings))))
     }
 
-    fn settings(&self, network: &Network) -> Result<CloudSettings> {
+    fn settings(&self, network: &Network, profile: Option<&str>) -> Result<CloudSettings> {
         let mut values = of_environment(self.place.variable_prefix(), std::env::vars_os());
+        if let Some(profile) = profile {
+            only_profile(&mut values, profile);
+        }
         if self.place.kind == CloudKind::S3 {
             let profile = Profile::read(&values, home().as_deref())?;
             profile.fill(&mut values);
@@ -78,6 +90,14 @@ pub(crate) fn widen() {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).max(REQUESTS_MAX);
     // Fails when a second repository is opened: then it was done already.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+}
+
+/// Leaves keys, region and endpoint to a profile: those of the environment are of another place.
+fn only_profile(values: &mut Vec<(String, String)>, profile: &str) {
+    values.retain(|(name, _)| {
+        matches!(name.as_str(), "aws_config_file" | "aws_shared_credentials_file" | "aws_ca_bundle")
+    });
+    values.push(("aws_profile".to_owned(), profile.to_owned()));
 }
 
 fn home() -> Option<PathBuf> {

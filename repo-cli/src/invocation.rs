@@ -46,9 +46,18 @@ pub(crate) struct Invocation {
     pub(crate) now: Zoned,
     /// Requests and bytes of object stores.
     pub(crate) network: Network,
+    /// What the place of the repository is reached with.
+    pub(crate) credentials: Credentials,
+    globals: Globals,
+}
+
+/// What a place is reached with.
+#[derive(Debug, Default)]
+pub(crate) struct Credentials {
     /// What was said of servers.
     pub(crate) server: ServerAccess,
-    globals: Globals,
+    /// The profile of the AWS tools that is meant, instead of what the environment says.
+    pub(crate) profile: Option<String>,
 }
 
 /// Where a repository is.
@@ -84,8 +93,13 @@ impl Invocation {
         let terminal = Terminal::new(globals.json, globals.quiet);
         let retry_for = Duration::from_secs(u64::from(globals.retry_for));
         let network = Network { traffic: Arc::new(Traffic::new(limits)), retry_for };
-        let server = ServerAccess { token_file: globals.token_file.clone(), fingerprint: globals.fingerprint.clone() };
-        Self { terminal, now, network, server, globals }
+        let server = ServerAccess {
+            token_file: globals.token_file.clone(),
+            fingerprint: globals.fingerprint.clone(),
+            side: Side::Repository,
+        };
+        let credentials = Credentials { server, profile: None };
+        Self { terminal, now, network, credentials, globals }
     }
 
     /// The time at the start, in milliseconds since the Unix epoch.
@@ -117,7 +131,7 @@ impl Invocation {
     /// Those of the core, with the next step.
     pub(crate) fn open_repository(&self) -> Result<Repository> {
         let place = self.place()?;
-        self.open_repository_in(&place, self.open_store(&place)?, &self.given_secret())
+        self.open_repository_in(&place, self.open_store(&place, &self.credentials)?, &self.given_secret())
     }
 
     /// Opens the repository in a place, by what is given for it.
@@ -136,7 +150,8 @@ impl Invocation {
     /// Those of the core, with the next step.
     pub(crate) fn open_repository_by(&self, secret: &Secret) -> Result<Repository> {
         let place = self.place()?;
-        let found = Repository::find(self.open_store(&place)?).map_err(|error| cannot_open(&place, error))?;
+        let found = Repository::find(self.open_store(&place, &self.credentials)?)
+            .map_err(|error| cannot_open(&place, error))?;
         open_with(&place, found, secret)
     }
 
@@ -144,11 +159,11 @@ impl Invocation {
     ///
     /// # Errors
     /// Those of the core, with the next step.
-    pub(crate) fn open_store(&self, place: &Place<'_>) -> Result<Store> {
+    pub(crate) fn open_store(&self, place: &Place<'_>, credentials: &Credentials) -> Result<Store> {
         match place {
             Place::Folder(path) => Store::open_local(path).map_err(|error| cannot_open(place, error)),
-            Place::Cloud(cloud) => cloud.open(&self.network),
-            Place::Server(server) => server.open(&self.network, &self.server, &self.terminal),
+            Place::Cloud(cloud) => cloud.open(&self.network, credentials.profile.as_deref()),
+            Place::Server(server) => server.open(&self.network, &credentials.server, &self.terminal),
         }
     }
 
@@ -184,7 +199,7 @@ impl Invocation {
 
     /// The folder where the index of a repository is kept; none where nothing can be written.
     pub(crate) fn index_folder(&self, repository: &Repository) -> Option<PathBuf> {
-        let in_cache = || Some(cache_folder()?.join(repository.config.id.to_hex()));
+        let in_cache = || Some(open::cached_in(&cache_folder()?, repository.config.id, &repository.store));
         let Some(root) = repository.store.root() else { return in_cache() };
         let own = root.join("index");
         let writable =
@@ -399,7 +414,10 @@ fn open_with(place: &Place<'_>, found: Found, secret: &Secret) -> Result<Reposit
     let (unlock, entropy) = (secret.unlock(), Entropy::system());
     let opened = match place {
         Place::Folder(_) => found.open(&unlock, entropy),
-        Place::Cloud(_) | Place::Server(_) => found.open_as_before(&unlock, slot_used_before, entropy),
+        Place::Cloud(_) | Place::Server(_) => {
+            let store = found.store().clone();
+            found.open_as_before(&unlock, |id| slot_used_before(id, &store), entropy)
+        }
     };
     let repository = opened.map_err(|error| cannot_open(place, error))?;
     if repository.store.root().is_none() {
@@ -449,16 +467,17 @@ pub(crate) fn cannot_open(place: &Place<'_>, error: Error) -> Failure {
 }
 
 /// The key slot that opened a repository in an object store the last time: listing them costs a request.
-fn slot_used_before(repository: RepositoryId) -> Option<SlotId> {
-    let text = std::fs::read_to_string(cache_folder()?.join(repository.to_hex()).join(SLOT_FILE)).ok()?;
+fn slot_used_before(repository: RepositoryId, store: &Store) -> Option<SlotId> {
+    let folder = open::cached_in(&cache_folder()?, repository, store);
+    let text = std::fs::read_to_string(folder.join(SLOT_FILE)).ok()?;
     SlotId::from_hex(text.trim_end()).ok()
 }
 
 /// Notes it. That this fails costs a request the next time, and nothing else.
 fn note_slot(repository: &Repository) {
     let (id, slot) = (repository.config.id, repository.slot());
-    if slot_used_before(id) != Some(slot)
-        && let Some(folder) = cache_folder().map(|cache| cache.join(id.to_hex()))
+    if slot_used_before(id, &repository.store) != Some(slot)
+        && let Some(folder) = cache_folder().map(|cache| open::cached_in(&cache, id, &repository.store))
     {
         let _ = std::fs::create_dir_all(&folder).and_then(|()| std::fs::write(folder.join(SLOT_FILE), slot.to_hex()));
     }

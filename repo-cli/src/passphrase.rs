@@ -9,6 +9,7 @@ use repo_core::error::{Error, ResultExt};
 use zeroize::Zeroizing;
 
 use crate::failure::{Failure, Result};
+use crate::secret::Side;
 
 /// A passphrase in memory.
 pub(crate) type Passphrase = Zeroizing<String>;
@@ -22,9 +23,9 @@ pub(crate) struct Source<'a> {
     /// The file named by an option; it wins over the environment.
     file: Option<&'a Path>,
     /// The option that names the file.
-    option: &'static str,
+    pub(crate) option: &'static str,
     /// The variable.
-    variable: &'static str,
+    pub(crate) variable: &'static str,
     /// What is asked at the terminal.
     prompt: &'static str,
 }
@@ -46,8 +47,12 @@ impl Source<'_> {
     }
 
     /// The token for a server. It is never asked for.
-    pub(crate) fn of_token(file: Option<&Path>) -> Source<'_> {
-        Source { file, option: "--token-file", variable: "CAIRN_TOKEN", prompt: "Token: " }
+    pub(crate) fn of_token(file: Option<&Path>, side: Side) -> Source<'_> {
+        let (option, variable) = match side {
+            Side::Repository => ("--token-file", "CAIRN_TOKEN"),
+            Side::Target => ("--to-token-file", "CAIRN_TO_TOKEN"),
+        };
+        Source { file, option, variable, prompt: "Token: " }
     }
 
     /// Whether one is given; an empty variable gives none.

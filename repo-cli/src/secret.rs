@@ -41,9 +41,10 @@ pub(crate) struct Given<'a> {
 }
 
 /// Which of two repositories is meant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Side {
     /// The one that a command works on.
+    #[default]
     Repository,
     /// The one that is synced to.
     Target,

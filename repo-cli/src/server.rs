@@ -15,6 +15,7 @@ use repo_core::store::server::{self, Fingerprint, ServerClient, ServerPlace, Ser
 use crate::cloud::{Network, widen};
 use crate::failure::{Failure, Result};
 use crate::passphrase::Source;
+use crate::secret::Side;
 use crate::terminal::Terminal;
 
 /// What was said of servers.
@@ -24,6 +25,8 @@ pub(crate) struct ServerAccess {
     pub(crate) token_file: Option<PathBuf>,
     /// The certificate's fingerprint, or `authorities`.
     pub(crate) fingerprint: Option<String>,
+    /// The side of a sync that it is for.
+    pub(crate) side: Side,
 }
 
 /// A repository on a server.
@@ -51,7 +54,7 @@ impl ServerRepo {
     pub(crate) fn open(&self, network: &Network, access: &ServerAccess, terminal: &Terminal) -> Result<Store> {
         widen();
         let objects = Arc::new(self.client(network, access, terminal)?);
-        Ok(Store::open_remote(objects, self.url.clone(), options())?)
+        Ok(Store::open_remote(objects, self.url.clone(), options())?.at_address(self.address()))
     }
 
     /// The store of a new repository, or the store's own refusal.
@@ -65,14 +68,24 @@ impl ServerRepo {
         terminal: &Terminal,
     ) -> Result<repo_core::Result<Store>> {
         let objects = Arc::new(self.client(network, access, terminal)?);
-        Ok(Store::create_remote(objects, self.url.clone(), options()))
+        let store = Store::create_remote(objects, self.url.clone(), options());
+        Ok(store.map(|store| store.at_address(self.address())))
+    }
+
+    /// Whether another one is on the same server.
+    pub(crate) fn is_same_server(&self, other: &Self) -> bool {
+        self.place.authority == other.place.authority
+    }
+
+    fn address(&self) -> String {
+        format!("https://{}/{}", self.place.authority, self.place.namespace)
     }
 
     fn client(&self, network: &Network, access: &ServerAccess, terminal: &Terminal) -> Result<ServerClient> {
-        let source = Source::of_token(access.token_file.as_deref());
+        let source = Source::of_token(access.token_file.as_deref(), access.side);
         let token = source.given()?.ok_or_else(|| {
             Failure::new(ErrorKind::Invalid, format!("there is no token for {}", self.place.authority))
-                .hint("set CAIRN_TOKEN or give --token-file; `cairn-server token add` makes one")
+                .hint(format!("set {} or give {}; `cairn-server token add` makes one", source.variable, source.option))
         })?;
         let settings = ServerSettings {
             token: token.trim().to_owned(),

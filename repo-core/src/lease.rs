@@ -290,7 +290,7 @@ pub enum Turn {
     /// Others wait for the lock.
     Locked(File),
     /// Others see the lease and end.
-    Leased(Lease),
+    Leased(Box<Lease>),
 }
 
 impl Turn {
@@ -301,7 +301,9 @@ impl Turn {
     pub fn at_snapshots(repository: &Repository, operation: &str) -> Result<Self> {
         match repository.store.lock_snapshots()? {
             Some(file) => Ok(Self::Locked(file)),
-            None => Lease::put_alone(repository, operation, &[FORGET, REMARKS]).map(Self::Leased),
+            None => {
+                Lease::put_alone(repository, operation, &[FORGET, REMARKS]).map(|lease| Self::Leased(Box::new(lease)))
+            }
         }
     }
 

@@ -80,6 +80,11 @@ impl Found {
         self.open_as_before(unlock, |_| None, entropy)
     }
 
+    /// Where it was found.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// As [`open`](Self::open), by the key slot that opened it the last time: then slots need not be listed. When that one is
     /// gone or does not open, all are tried.
     ///

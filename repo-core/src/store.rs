@@ -82,7 +82,8 @@ impl Store {
     pub fn open_remote(objects: Arc<dyn ObjectStore>, location: String, options: RemoteOptions) -> Result<Self> {
         let runtime = Arc::new(start_runtime()?);
         let handle = runtime.handle().clone();
-        let place = Place::Remote(Remote { objects: objects.clone(), runtime: handle, location, options });
+        let address = location.clone();
+        let place = Place::Remote(Remote { objects: objects.clone(), runtime: handle, location, address, options });
         Ok(Self { objects, runtime, place, kept: None })
     }
 
@@ -117,6 +118,27 @@ impl Store {
                 kept.keep(*id, &bytes);
             }
         });
+    }
+
+    /// The same store; where it is an object store, with an address that tells it apart from all others, also from one that
+    /// people call the same. Without it what people call it is taken.
+    #[must_use]
+    pub fn at_address(mut self, address: String) -> Self {
+        if let Place::Remote(remote) = &mut self.place {
+            remote.address = address;
+        }
+        self
+    }
+
+    /// What tells this place apart from all others, for what is kept of it elsewhere. Not for people.
+    pub fn address(&self) -> String {
+        match &self.place {
+            Place::Local(local) => {
+                let root = local.root();
+                root.canonicalize().unwrap_or_else(|_| root.to_owned()).display().to_string()
+            }
+            Place::Remote(remote) => remote.address.clone(),
+        }
     }
 
     /// The local folder, if it is one.

@@ -4,6 +4,7 @@
 mod beside;
 mod command;
 mod histories;
+mod places;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -111,11 +111,11 @@ fn create_store(place: &Place<'_>, options: &mut InitOptions, invocation: &Invoc
         Place::Cloud(cloud) => cloud,
         // What it does is known.
         Place::Server(server) => {
-            let created = server.create(&invocation.network, &invocation.server, &invocation.terminal)?;
+            let created = server.create(&invocation.network, &invocation.credentials.server, &invocation.terminal)?;
             return created.map_err(cannot);
         }
     };
-    let empty = cloud.create(&invocation.network, RemoteOptions::default())?.map_err(cannot)?;
+    let empty = cloud.create(&invocation.network, None, RemoteOptions::default())?.map_err(cannot)?;
     let found = empty.probe(&Entropy::system()).map_err(cannot)?;
     if !found.read_after_write {
         let text = format!("{place} does not show at once what was stored or deleted: it cannot hold a repository");
@@ -123,7 +123,7 @@ fn create_store(place: &Place<'_>, options: &mut InitOptions, invocation: &Invoc
     }
     options.store = Some(found);
     let remote = RemoteOptions { honours_create: found.create_only, ..RemoteOptions::default() };
-    cloud.create(&invocation.network, remote)?.map_err(cannot)
+    cloud.create(&invocation.network, None, remote)?.map_err(cannot)
 }
 
 fn cannot_make(place: &Place<'_>, error: Error) -> Failure {

@@ -18,8 +18,10 @@ use serde::Serialize;
 
 use crate::exit::Exit;
 use crate::failure::{Failure, Result, chain};
-use crate::invocation::{Invocation, Place, cannot_open, place_of};
+use crate::invocation::{Credentials, Invocation, Place, cannot_open, place_of};
+use crate::passphrase::Source;
 use crate::secret::{Given, Side};
+use crate::server::ServerAccess;
 use crate::{output, select, when};
 
 /// Copy snapshots from one repository to another one, which gets what it lacks
@@ -28,7 +30,8 @@ use crate::{output, select, when};
 /// has keys of its own; then what is new is read, checked and stored anew. Snapshots that TO has already are not moved again, and
 /// nothing in TO is ever deleted. A sync that was broken off goes on where it was when it is run again.
 ///
-/// --passphrase-file and CAIRN_PASSPHRASE open FROM. TO needs no passphrase when it is a copy. --repo is not used.
+/// --passphrase-file and CAIRN_PASSPHRASE open FROM. TO needs no passphrase when it is a copy. --token-file, --fingerprint and
+/// AWS_PROFILE are for FROM, and for TO where the options for TO are not given. --repo is not used.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -68,6 +71,15 @@ pub(crate) struct Args {
     /// Open TO with the private key in a file
     #[arg(long, value_name = "FILE", conflicts_with = "to_passphrase_file")]
     to_key_file: Option<PathBuf>,
+    /// Read the token for the server of TO from a file
+    #[arg(long, value_name = "FILE")]
+    to_token_file: Option<PathBuf>,
+    /// The fingerprint of the certificate of the server of TO, or `authorities`
+    #[arg(long, value_name = "FINGERPRINT", env = "CAIRN_TO_FINGERPRINT")]
+    to_fingerprint: Option<String>,
+    /// The profile of the AWS files for an s3:// TO: keys, region and endpoint are its, not those of the environment
+    #[arg(long, value_name = "NAME", env = "CAIRN_TO_PROFILE")]
+    to_profile: Option<String>,
     /// zstd level of what is stored anew under other keys, 1 (fast) to 19 (small)
     #[arg(long, value_name = "LEVEL", default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=19))]
     level: i32,
@@ -81,10 +93,16 @@ Examples:
   cairn sync /backups /mnt/offsite/web --vm web-01 --since \"30 days ago\"
   cairn sync /backups /mnt/other-keys --to-passphrase-file /root/other.pass
   cairn sync /mnt/offsite/backups /backups 9f3c0a
+  cairn sync /backups s3://offsite/pool1 --init
+  cairn sync s3://near/pool1 s3://far/pool1 --to-profile far
+  cairn sync https://here:8443/office https://there:8443/office --to-token-file /etc/cairn/there.token
 
 Environment:
   CAIRN_TO_PASSPHRASE   the passphrase of TO, when --to-passphrase-file is not given
-  CAIRN_TO_KEY_FILE     the private key file of TO, when --to-key-file is not given";
+  CAIRN_TO_KEY_FILE     the private key file of TO, when --to-key-file is not given
+  CAIRN_TO_TOKEN        the token for the server of TO, when --to-token-file is not given
+  CAIRN_TO_FINGERPRINT  what --to-fingerprint says
+  CAIRN_TO_PROFILE      what --to-profile says";
 
 #[derive(Debug, Serialize)]
 struct SyncOut {
@@ -125,10 +143,11 @@ pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
     let (from_path, to_path, names) = args.places()?;
     refuse_itself(from_path, to_path)?;
     let (from_place, to_place) = (place_of(from_path)?, place_of(to_path)?);
-    let store = invocation.open_store(&from_place)?;
+    let store = invocation.open_store(&from_place, &invocation.credentials)?;
     let repository = invocation.open_repository_in(&from_place, store, &invocation.given_secret())?;
     // Before FROM's index is made: a wrong passphrase of TO is told at once.
-    let target = args.target(&repository, &to_place, invocation)?;
+    let credentials = args.credentials(&from_place, &to_place, invocation);
+    let target = args.target(&repository, &to_place, &credentials, invocation)?;
     let from = Arc::new(invocation.session_of(repository)?);
     let (working, listed) = invocation.begin(&from, "sync", Access::Read)?;
     let named = names.iter().map(|name| Ok(select::snapshot(&listed.snapshots, name)?.id));
@@ -197,8 +216,14 @@ impl Args {
     }
 
     /// TO, opened, or made when that was asked for. `None` when it would only be made.
-    fn target(&self, from: &Repository, place: &Place<'_>, invocation: &Invocation) -> Result<Option<Repository>> {
-        let store = match self.store_of(place, invocation)? {
+    fn target(
+        &self,
+        from: &Repository,
+        place: &Place<'_>,
+        credentials: &Credentials,
+        invocation: &Invocation,
+    ) -> Result<Option<Repository>> {
+        let store = match store_of(place, credentials, invocation)? {
             Some(store) => store,
             None if !self.init => {
                 let text = format!("there is no repository in {place}");
@@ -207,7 +232,7 @@ impl Args {
                 ));
             }
             None if self.dry_run => return Ok(None),
-            None => make_copy(from, place, invocation)?,
+            None => make_copy(from, place, credentials, invocation)?,
         };
         let given = Given {
             key_file: self.to_key_file.as_deref(),
@@ -221,25 +246,43 @@ impl Args {
         Ok(Some(opened))
     }
 
-    /// The store of the repository in a place; `None` when there is no repository.
-    fn store_of(&self, place: &Place<'_>, invocation: &Invocation) -> Result<Option<Store>> {
-        if let Place::Folder(path) = place
-            && !path.is_dir()
-        {
-            return Ok(None);
-        }
-        let store = invocation.open_store(place)?;
-        let is_there = store.exists(ObjectName::Config).map_err(|error| cannot_open(place, error))?;
-        Ok(is_there.then_some(store))
+    /// What TO is reached with. A token is shown to no other server than the one it was given for.
+    fn credentials(&self, from: &Place<'_>, to: &Place<'_>, invocation: &Invocation) -> Credentials {
+        let other_server = matches!((from, to), (Place::Server(from), Place::Server(to)) if !from.is_same_server(to));
+        let token = Source::of_token(self.to_token_file.as_deref(), Side::Target);
+        let own = &invocation.credentials.server;
+        let server = match other_server || token.is_given() {
+            true => ServerAccess { token_file: self.to_token_file.clone(), fingerprint: None, side: Side::Target },
+            false => ServerAccess { token_file: own.token_file.clone(), fingerprint: None, side: Side::Repository },
+        };
+        let pinned = self.to_fingerprint.clone().or_else(|| own.fingerprint.clone().filter(|_| !other_server));
+        Credentials { server: ServerAccess { fingerprint: pinned, ..server }, profile: self.to_profile.clone() }
     }
 }
 
+/// The store of the repository in a place; `None` when there is no repository.
+fn store_of(place: &Place<'_>, credentials: &Credentials, invocation: &Invocation) -> Result<Option<Store>> {
+    if let Place::Folder(path) = place
+        && !path.is_dir()
+    {
+        return Ok(None);
+    }
+    let store = invocation.open_store(place, credentials)?;
+    let is_there = store.exists(ObjectName::Config).map_err(|error| cannot_open(place, error))?;
+    Ok(is_there.then_some(store))
+}
+
 /// Makes an empty copy of FROM, or goes on with one that was begun.
-fn make_copy(from: &Repository, place: &Place<'_>, invocation: &Invocation) -> Result<Store> {
+fn make_copy(
+    from: &Repository,
+    place: &Place<'_>,
+    credentials: &Credentials,
+    invocation: &Invocation,
+) -> Result<Store> {
     let cannot = || format!("cannot make a copy in {place}");
     let is_new_folder = matches!(place, Place::Folder(path) if !path.is_dir());
     if !is_new_folder {
-        let begun = invocation.open_store(place)?;
+        let begun = invocation.open_store(place, credentials)?;
         if from.is_copy_begun_in(&begun).context(cannot)? {
             from.copy_to(&begun).context(cannot)?;
             return Ok(begun);
@@ -247,8 +290,10 @@ fn make_copy(from: &Repository, place: &Place<'_>, invocation: &Invocation) -> R
     }
     let store = match place {
         Place::Folder(path) => Store::create_local(path),
-        Place::Cloud(cloud) => cloud.create(&invocation.network, RemoteOptions::default())?,
-        Place::Server(server) => server.create(&invocation.network, &invocation.server, &invocation.terminal)?,
+        Place::Cloud(cloud) => {
+            cloud.create(&invocation.network, credentials.profile.as_deref(), RemoteOptions::default())?
+        }
+        Place::Server(server) => server.create(&invocation.network, &credentials.server, &invocation.terminal)?,
     };
     let store = store.context(cannot)?;
     from.copy_to(&store).context(cannot)?;

@@ -7,13 +7,14 @@ use parking_lot::Mutex;
 
 use crate::content::ContentReader;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::TombstoneName;
+use crate::id::{RepositoryId, TombstoneName};
 use crate::index::sync::{SyncStats, sync, sync_as_told};
 use crate::index::{Index, Origin};
 use crate::lease::Lease;
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::snapshot::{self, NamedSnapshot, Snapshots};
+use crate::store::Store;
 
 /// A repository with an index, which is brought up to date when work begins.
 pub struct Session {
@@ -165,8 +166,15 @@ fn into_session(repository: Repository, index: Index) -> Result<Session> {
     Ok(Session { repository, index, content, reach, working: Mutex::default() })
 }
 
+/// The folder below `cache` for what is kept of a repository in one place. Of copies of it, which `sync` makes, each has its
+/// own: other packs are there, and other ones are condemned.
+pub fn cached_in(cache: &Path, repository: RepositoryId, store: &Store) -> PathBuf {
+    let place = blake3::hash(store.address().as_bytes()).to_hex();
+    cache.join(format!("{}-{}", repository.to_hex(), &place[..16]))
+}
+
 fn open_index(repository: &Repository, cache: Option<&Path>, monitor: &dyn Monitor) -> Result<(Index, Origin)> {
-    let in_cache = cache.map(|cache| cache.join(repository.config.id.to_hex()));
+    let in_cache = cache.map(|cache| cached_in(cache, repository.config.id, &repository.store));
     let Some(root) = repository.store.root() else {
         let missing = || Error::new(ErrorKind::Io, "there is no cache folder, where the index would be kept");
         return Index::open(&in_cache.ok_or_else(missing)?, repository.config.id);

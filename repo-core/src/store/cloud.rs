@@ -91,6 +91,16 @@ pub struct CloudSettings {
     pub traffic: Arc<Traffic>,
 }
 
+/// What tells a place apart from all others: the endpoint, too, since any two have buckets of one name.
+pub fn address(place: &CloudPlace, settings: &CloudSettings) -> String {
+    let endpoints =
+        ["aws_endpoint_url", "aws_endpoint_url_s3", "aws_endpoint", "azure_endpoint", "azure_storage_endpoint"];
+    let endpoints = endpoints.iter().chain(&["azure_storage_account_name", "google_base_url"]);
+    let value = |name: &&str| settings.values.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+    let endpoint = endpoints.filter_map(value).next().unwrap_or_default().trim_end_matches('/');
+    format!("{:?} {} {} {endpoint}", place.kind, place.bucket, place.prefix)
+}
+
 /// The store at a place. Nothing is asked of it yet.
 ///
 /// # Errors

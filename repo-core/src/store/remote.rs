@@ -51,6 +51,7 @@ pub(super) struct Remote {
     pub(super) objects: Arc<dyn ObjectStore>,
     pub(super) runtime: Handle,
     pub(super) location: String,
+    pub(super) address: String,
     pub(super) options: RemoteOptions,
 }
 
