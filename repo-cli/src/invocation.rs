@@ -1,5 +1,6 @@
 //! What every command needs: the repository that was named, the clock, the terminal, and a way to give the result.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -232,8 +233,9 @@ impl Invocation {
     /// # Errors
     /// Those of the core.
     pub(crate) fn remarked_snapshots(&self, repository: &Repository) -> Result<(Listed, Annotations)> {
-        let catalog = repository.store.catalog().context(|| "cannot list the snapshots")?;
+        let catalog = repository.store.dated_catalog().context(|| "cannot list the snapshots")?;
         let mut listed = self.listed_records(repository, &catalog)?;
+        listed.stored_ms = catalog.stored_ms;
         let read = annotation::read_listed(repository, catalog.annotations);
         let (annotations, errors) = read.context(|| "cannot list the annotations")?;
         self.count(errors.iter().map(|(_, error)| error), &mut listed);
@@ -280,7 +282,7 @@ impl Invocation {
     }
 
     fn listed(&self, snapshots: Vec<NamedSnapshot>, errors: &[(SnapshotId, Error)]) -> Listed {
-        let mut listed = Listed { snapshots, damaged: 0, unavailable: 0 };
+        let mut listed = Listed { snapshots, stored_ms: BTreeMap::new(), damaged: 0, unavailable: 0 };
         self.count(errors.iter().map(|(_, error)| error), &mut listed);
         if !errors.is_empty() {
             // Which disks and times they hold is not known.
@@ -351,6 +353,8 @@ impl Invocation {
 pub(crate) struct Listed {
     /// Those that can be read, oldest first.
     pub(crate) snapshots: Vec<NamedSnapshot>,
+    /// When the store got each of them, as far as that was asked for.
+    stored_ms: BTreeMap<SnapshotId, i64>,
     /// Records that are damaged.
     damaged: usize,
     /// Records that could not be read now, which says nothing about their bytes.
@@ -358,6 +362,11 @@ pub(crate) struct Listed {
 }
 
 impl Listed {
+    /// When the store got the record of a snapshot, by the store's clock, in milliseconds since the Unix epoch.
+    pub(crate) fn stored_ms(&self, named: &NamedSnapshot) -> Option<i64> {
+        self.stored_ms.get(&named.id).copied()
+    }
+
     /// How a command ends whose result is the whole list.
     ///
     /// # Errors

@@ -19,6 +19,8 @@ pub(crate) struct SnapshotOut {
     pub(crate) id: String,
     pub(crate) time: String,
     pub(crate) committed: String,
+    /// By the clock of the store; `null` where it was not asked.
+    pub(crate) stored: Option<String>,
     pub(crate) vm: Option<String>,
     pub(crate) disks: Vec<DiskOut>,
     pub(crate) new_bytes: u64,
@@ -40,13 +42,14 @@ pub(crate) struct DiskOut {
 }
 
 impl SnapshotOut {
-    /// A snapshot, and what is said of it now.
-    pub(crate) fn new(named: &NamedSnapshot, remarks: &Remarks) -> Self {
+    /// A snapshot, what is said of it now, and when the store got its record, in milliseconds since the Unix epoch.
+    pub(crate) fn new(named: &NamedSnapshot, remarks: &Remarks, stored_ms: Option<i64>) -> Self {
         let snapshot = &named.snapshot;
         Self {
             id: named.id.to_hex(),
             time: time_utc(snapshot.time_ms),
             committed: time_utc(snapshot.committed_ms),
+            stored: stored_ms.map(time_utc),
             vm: snapshot.vm.clone(),
             disks: snapshot.disks.iter().map(DiskOut::from).collect(),
             new_bytes: snapshot.stats.new_bytes,
@@ -284,9 +287,10 @@ mod tests {
     #[test]
     fn a_snapshot_in_json_keeps_its_field_names() {
         let remarks = Remarks { tags: ["gold".to_owned()].into(), ..Remarks::default() };
-        let text = json(&SnapshotOut::new(&made([1, 2, 3, 4], 0, &["root"]), &remarks));
+        let text = json(&SnapshotOut::new(&made([1, 2, 3, 4], 0, &["root"]), &remarks, Some(5)));
         let expected = format!(
             "{{\"id\":\"01020304{}\",\"time\":\"1970-01-01T00:00:00.000Z\",\"committed\":\"1970-01-01T00:00:00.001Z\",\
+             \"stored\":\"1970-01-01T00:00:00.005Z\",\
              \"vm\":\"web-01\",\"disks\":[{{\"vdi\":\"root\",\"virtual_size\":1073741824,\"allocated_bytes\":4096,\
              \"source_format\":\"vhd-dynamic\",\"parent\":null}}],\"new_bytes\":4096,\"new_chunks\":1,\
              \"stored_bytes\":1000,\"tags\":[\"gold\"],\"note\":null,\"protected\":false}}\n",

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use repo_core::ErrorKind;
-use repo_core::id::RepositoryPin;
+use repo_core::keys::key_file::KeyFile;
 use repo_core::keys::recipient::{PrivateKey, PublicKey};
 use repo_core::keys::slot::{Argon2Cost, Unlock};
 use repo_core::repository::Repository;
@@ -22,12 +22,9 @@ pub(crate) enum Secret {
     None,
     /// A passphrase.
     Passphrase(Passphrase),
-    /// A private key, and the repositories it may open; any, when it is bound to none.
-    PrivateKey(PrivateKey, Vec<RepositoryPin>),
+    /// A private key, and the repositories it may open.
+    PrivateKey(Box<KeyFile>),
 }
-
-/// What stands before the pin of a repository in a key file.
-pub(crate) const PIN_MARK: &str = "CAIRN-REPOSITORY-1:";
 
 /// Where a secret may come from. An option wins over a variable, and a key over a passphrase.
 #[derive(Debug, Clone, Copy)]
@@ -56,26 +53,23 @@ impl Secret {
         match self {
             Self::None => Unlock::Open,
             Self::Passphrase(text) => Unlock::Passphrase { text, cost: Argon2Cost::default() },
-            Self::PrivateKey(key, _) => Unlock::PrivateKey(key),
+            Self::PrivateKey(file) => Unlock::PrivateKey(&file.key),
         }
     }
 
-    /// Whether the repository that this opened is one that it is bound to. Anybody can seal to a public key, also a bundle of
-    /// keys of their own: whoever adds content then adds it for them.
+    /// Whether the repository that this opened is one that it is bound to.
     ///
     /// # Errors
     /// `Unauthenticated` when it is another one.
     pub(crate) fn check_bound(&self, repository: &Repository) -> Result<()> {
-        let Self::PrivateKey(_, pins) = self else { return Ok(()) };
-        match repository.keys.pin(repository.config.id) {
-            Ok(pin) if !pins.is_empty() && !pins.contains(&pin) => {
+        match self {
+            Self::PrivateKey(file) if !repository.is_bound(&file.pins) => {
                 let text = "this is not the repository that the key file is bound to";
                 Err(Failure::new(ErrorKind::Unauthenticated, text).hint(
                     "somebody may have put another repository, or another key slot, in its place: ask whoever holds an admin \
                      key, and only then bind it with `cairn key bind`",
                 ))
             }
-            // Who cannot add content gives nothing away.
             _ => Ok(()),
         }
     }
@@ -152,13 +146,8 @@ pub(crate) fn read_private_key(path: &Path) -> Result<PrivateKey> {
 
 fn read_key_file(path: &Path) -> Result<Secret> {
     let what = format!("key file {}", path.display());
-    let pins = pins(&read_text(path, &what)?).map_err(|failure| failure.context(format!("{what} cannot be used")))?;
-    Ok(Secret::PrivateKey(read_private_key(path)?, pins))
-}
-
-fn pins(text: &str) -> Result<Vec<RepositoryPin>> {
-    let pins = text.lines().filter_map(|line| line.trim().strip_prefix(PIN_MARK));
-    pins.map(|pin| RepositoryPin::from_hex(pin.trim()).map_err(Failure::from)).collect()
+    let read = KeyFile::parse(&read_text(path, &what)?);
+    Ok(Secret::PrivateKey(Box::new(read.map_err(|error| error.context(format!("{what} cannot be used")))?)))
 }
 
 /// A public key as typed: the text itself, or a file that holds it.

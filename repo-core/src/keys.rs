@@ -5,6 +5,7 @@
 //! keys a process holds decides what it can do: a writer needs identity, structure and the public data key, a server that
 //! collects garbage structure alone, a restore all three roles.
 
+pub mod key_file;
 pub mod recipient;
 pub mod slot;
 pub mod text;

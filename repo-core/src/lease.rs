@@ -285,26 +285,22 @@ fn delete_if_there(store: &Store, name: ObjectName) -> Result<()> {
     }
 }
 
-/// A turn at what only one process may do at a time; over when dropped.
-pub enum Turn {
-    /// Others wait for the lock.
-    Locked(File),
-    /// Others see the lease and end.
-    Leased(Box<Lease>),
+/// A turn at what only one process may do at a time; over when dropped. Processes on one folder wait for each other by a lock;
+/// others, clients of a server of that folder included, see the lease and end.
+pub struct Turn {
+    lease: Lease,
+    _lock: Option<File>,
 }
 
 impl Turn {
-    /// Waits for a turn at forgetting and annotating; on an object store it is refused while somebody else has it.
+    /// Waits for a turn at forgetting and annotating; where nothing can be locked it is refused while somebody else has it.
     ///
     /// # Errors
     /// `Locked` when somebody else has it; `Io`, `Unavailable`.
     pub fn at_snapshots(repository: &Repository, operation: &str) -> Result<Self> {
-        match repository.store.lock_snapshots()? {
-            Some(file) => Ok(Self::Locked(file)),
-            None => {
-                Lease::put_alone(repository, operation, &[FORGET, REMARKS]).map(|lease| Self::Leased(Box::new(lease)))
-            }
-        }
+        let lock = repository.store.lock_snapshots()?;
+        let lease = Lease::put_alone(repository, operation, &[FORGET, REMARKS])?;
+        Ok(Self { lease, _lock: lock })
     }
 
     /// Fails when the turn was taken away from a process that seemed dead.
@@ -312,14 +308,11 @@ impl Turn {
     /// # Errors
     /// `Locked`; `Unavailable`.
     pub fn check(&self) -> Result<()> {
-        match self {
-            Self::Locked(_) => Ok(()),
-            Self::Leased(lease) => lease.check(),
-        }
+        self.lease.check()
     }
 }
 
-/// A turn at removing key slots, where the lock that removal takes in a folder does not exist.
+/// A turn at removing key slots. In a folder removal takes a lock besides, which processes there wait for.
 ///
 /// # Errors
 /// `Locked` when somebody else has it; `Io`, `Unavailable`.

@@ -6,7 +6,7 @@ use crate::chunk::ChunkParams;
 use crate::config::{CONFIG_LEN_MAX, Config, StoreFindings};
 use crate::entropy::Entropy;
 use crate::error::{Error, ErrorKind, Result, ResultExt};
-use crate::id::{RepositoryId, SlotId};
+use crate::id::{RepositoryId, RepositoryPin, SlotId};
 use crate::keys::slot::{self, Grant, Lock, NewSlot, SLOT_LEN_MAX, SlotInfo, Unlock};
 use crate::keys::{Key, RoleKeys};
 use crate::seal::Suite;
@@ -258,6 +258,13 @@ impl Repository {
     /// The key slot that was opened.
     pub fn slot(&self) -> SlotId {
         self.slot
+    }
+
+    /// Whether this is one of the repositories that a key file is bound to; any is, when it is bound to none. Anybody can seal to
+    /// a public key, also a bundle of keys of their own: whoever adds content then adds it for them. Who cannot add content gives
+    /// nothing away, and may open any.
+    pub fn is_bound(&self, pins: &[RepositoryPin]) -> bool {
+        self.keys.pin(self.config.id).map_or(true, |pin| pins.is_empty() || pins.contains(&pin))
     }
 
     /// What the key in use grants.

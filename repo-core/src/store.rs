@@ -149,6 +149,12 @@ impl Store {
         }
     }
 
+    /// Bytes that are free where a folder is; none where that is not known.
+    pub fn free_bytes(&self) -> Option<u64> {
+        let found = rustix::fs::statvfs(self.root()?).ok()?;
+        found.f_bavail.checked_mul(found.f_frsize)
+    }
+
     /// What people call the place: a path or a URL.
     pub fn location(&self) -> String {
         match &self.place {

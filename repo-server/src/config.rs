@@ -1,12 +1,16 @@
 //! What the administrator wrote: one TOML file (docs/server.md).
 
+mod retention;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use jiff::tz::TimeZone;
 use serde::Deserialize;
 
-use crate::duties;
+use crate::duties::{House, Schedule};
+pub use retention::RetentionConfig;
 
 /// The configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -109,6 +113,25 @@ pub struct NamespaceConfig {
     pub path: PathBuf,
     /// How much it may hold, in MiB; as much as the disk when it is absent.
     pub quota_mib: Option<u64>,
+    /// What the server does in it by itself, with the structure key.
+    pub duties: Option<DutiesConfig>,
+}
+
+/// What the server does in a namespace by itself. Schedules are minute, hour, day of the month, month, day of the week, in the
+/// time zone of the machine; a duty without one is not done.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DutiesConfig {
+    /// The private key of a key slot of the role structure; repositories without encryption need none.
+    pub key_file: Option<PathBuf>,
+    /// When garbage is collected.
+    pub gc: Option<String>,
+    /// How long packs stay condemned at least before they are deleted, in minutes.
+    pub gc_grace_minutes: Option<u32>,
+    /// What is kept, and when the rest is forgotten.
+    pub retention: Option<RetentionConfig>,
+    /// When capacity is measured.
+    pub capacity: Option<String>,
 }
 
 impl Config {
@@ -152,9 +175,10 @@ impl Config {
         if let Some(twice) = paths.windows(2).find(|pair| pair[1].starts_with(pair[0])) {
             return Err(format!("namespaces: {} lies in {}", twice[1].display(), twice[0].display()));
         }
+        House::all(self, &TimeZone::UTC).map_err(|error| format!("duties: {error}"))?;
         let mut numbers = Vec::new();
         if let Some(verify) = &self.verify {
-            duties::parse(&verify.schedule).map_err(|error| format!("verify: {error}"))?;
+            Schedule::parse(&verify.schedule, TimeZone::UTC).map_err(|error| format!("verify: {error}"))?;
             numbers = vec![("verify", "runs", verify.runs), ("verify", "mib_per_second", verify.mib_per_second)];
         }
         let limits = &self.limits;
@@ -176,8 +200,11 @@ impl Config {
     /// Paths that do not begin at the root begin where the file is.
     fn relative_to(mut self, folder: &Path) -> Self {
         let paths = [Some(&mut self.state), self.tls.certificate.as_mut(), self.tls.key.as_mut()];
-        for path in paths.into_iter().flatten().chain(self.namespaces.values_mut().map(|namespace| &mut namespace.path))
-        {
+        let of_namespaces = self.namespaces.values_mut().flat_map(|namespace| {
+            let key_file = namespace.duties.as_mut().and_then(|duties| duties.key_file.as_mut());
+            std::iter::once(&mut namespace.path).chain(key_file)
+        });
+        for path in paths.into_iter().flatten().chain(of_namespaces) {
             *path = folder.join(&*path);
         }
         self
@@ -220,6 +247,16 @@ mod tests {
             ("[tls]\nkey = \"k\"\n[namespaces.a]\npath = \"a\"\n", "together"),
             ("[verify]\nschedule = \"at night\"\n[namespaces.a]\npath = \"a\"\n", "is no schedule"),
             ("[verify]\nschedule = \"0 3 * * *\"\nruns = 0\n[namespaces.a]\npath = \"a\"\n", "runs must not be 0"),
+            (
+                "[namespaces.a]\npath = \"a\"\nduties = { gc = \"at night\" }\n",
+                "duties: namespace a: \"at night\" is no schedule",
+            ),
+            ("[namespaces.a]\npath = \"a\"\nduties = { retention = { schedule = \"0 1 * * *\" } }\n", "keeps nothing"),
+            (
+                "[namespaces.a]\npath = \"a\"\nduties = { retention = { schedule = \"0 1 * * *\", keep_within = \"soon\" } }\n",
+                "keep_within",
+            ),
+            ("[namespaces.a]\npath = \"a\"\nduties = { collect = \"0 1 * * *\" }\n", "collect"),
             ("[limits]\nburst = 0\n[namespaces.a]\npath = \"a\"\n", "burst"),
         ];
         for (text, says) in wrong {

@@ -1,275 +1,71 @@
-//! What the server does by itself, without any key: it reads packs again, a share of them a run, and compares their bytes
-//! with their names.
+//! What the server does by itself, by schedules: it reads packs again without any key ([`Verifier`]), and keeps house with the
+//! structure key ([`House`]).
 //!
-//! Runs are made by a schedule. When one came while the server was down it is made up for, once, whatever the number of those
-//! that were missed. Where it got to and what it found stands in `duties.json` of the state folder.
+//! When a run came due while the server was down it is made up for, once, whatever the number of those that were missed. What
+//! became of each stands in `duties.json` of the state folder ([`Notes`]).
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+mod command;
+mod house;
+mod notes;
+mod schedule;
+mod verify;
+
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
 
-use croner::Cron;
-use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use parking_lot::Mutex;
-use repo_core::store::ObjectName;
-use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::Value;
 
-use crate::config::Verify;
-use crate::log;
-use crate::namespace::{Namespace, Verified};
-use crate::refusal::Refusal;
-use crate::token::replace_private;
+use crate::config::Config;
+use crate::namespace::Namespace;
+pub use command::{ShownDuty, describe_keys, duties_text, run_duties, shown_duties};
+pub use house::Duty;
+pub(crate) use house::House;
+pub(crate) use notes::Notes;
+pub(crate) use schedule::Schedule;
+pub(crate) use verify::Verifier;
 
-/// Packs that are listed at once.
-const PAGE: usize = 1000;
-
-/// Reads packs again.
-pub(crate) struct Verifier {
-    schedule: Cron,
-    zone: TimeZone,
-    /// After so many runs all packs were read.
-    runs: u32,
-    /// How fast they are read.
-    bytes_per_second: u64,
-    path: PathBuf,
-    notes: Mutex<BTreeMap<String, Note>>,
+/// All duties of a server.
+pub(crate) struct Duties {
+    /// None when packs are not read again.
+    pub(crate) verifier: Option<Verifier>,
+    pub(crate) houses: Vec<House>,
+    pub(crate) notes: Arc<Notes>,
+    /// Whether the server is about to end.
+    pub(crate) stop: AtomicBool,
 }
 
-/// Where a namespace is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Note {
-    /// When its last run began, in milliseconds since the Unix epoch.
-    last_ms: i64,
-    /// The pack that was read last.
-    after: String,
-    /// Packs that are not what their names say.
-    damaged: BTreeSet<String>,
-}
-
-impl Verifier {
+impl Duties {
     /// Takes up where the server ended.
-    pub(crate) fn open(verify: &Verify, zone: TimeZone, state: &Path) -> Result<Self, String> {
-        let path = state.join("duties.json");
-        let cannot = |error: &dyn std::fmt::Display| format!("cannot read {}: {error}", path.display());
-        let notes = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| cannot(&error))?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
-            Err(error) => return Err(cannot(&error)),
-        };
-        Ok(Self {
-            schedule: parse(&verify.schedule)?,
-            zone,
-            runs: verify.runs,
-            bytes_per_second: u64::from(verify.mib_per_second) * 1024 * 1024,
-            path: path.clone(),
-            notes: Mutex::new(notes),
-        })
+    pub(crate) fn open(config: &Config, zone: &TimeZone) -> Result<Self, String> {
+        let notes = Arc::new(Notes::open(&config.state)?);
+        let verifier = config.verify.as_ref().map(|verify| {
+            let schedule = Schedule::parse(&verify.schedule, zone.clone())?;
+            Ok::<_, String>(Verifier::open(verify, schedule, notes.clone()))
+        });
+        let (verifier, houses) = (verifier.transpose()?, House::all(config, zone)?);
+        Ok(Self { verifier, houses, notes, stop: AtomicBool::new(false) })
     }
 
-    /// Makes the run of a namespace if it is due. Blocks for as long as it takes.
-    pub(crate) fn verify_if_due(&self, namespace: &Arc<Namespace>, now_ms: i64) {
-        let Some(mut note) = self.due(&namespace.name, now_ms) else { return };
-        let began = Instant::now();
-        match self.run(namespace, &mut note) {
-            Ok((packs, bytes)) => {
-                let fields = json!({
-                    "namespace": namespace.name, "packs": packs, "bytes": bytes, "damaged": note.damaged,
-                    "seconds": began.elapsed().as_secs(),
-                });
-                log::line(if note.damaged.is_empty() { "info" } else { "error" }, "verified", &fields);
-            }
-            Err(refusal) => {
-                let fields = json!({ "namespace": namespace.name, "error": refusal.message });
-                log::line("error", "cannot verify", &fields);
-            }
-        }
-        self.write(&namespace.name, note);
+    /// What was measured last of a namespace.
+    pub(crate) fn capacity(&self, namespace: &str) -> Option<Value> {
+        self.houses.iter().find(|house| house.namespace == namespace)?;
+        let done = self.notes.of(namespace).duties.remove(&Duty::Capacity)?;
+        Some(done.result).filter(|result| !result.is_null())
     }
 
-    /// How many packs of a namespace are known to be damaged.
-    pub(crate) fn damaged(&self, namespace: &str) -> usize {
-        self.notes.lock().get(namespace).map_or(0, |note| note.damaged.len())
+    /// Whether there are any.
+    pub(crate) fn any(&self) -> bool {
+        self.verifier.is_some() || !self.houses.is_empty()
     }
 
-    fn due(&self, namespace: &str, now_ms: i64) -> Option<Note> {
-        let known = self.notes.lock().get(namespace).cloned();
-        let Some(mut note) = known else {
-            // A new one waits for its time.
-            self.write(namespace, Note { last_ms: now_ms, ..Note::default() });
-            return None;
-        };
-        let zoned = |ms| Timestamp::from_millisecond(ms).ok().map(|time| time.to_zoned(self.zone.clone()));
-        // A clock that was put back must not end the duty.
-        let last = zoned(note.last_ms.min(now_ms))?;
-        let next = self.schedule.find_next_occurrence(&last, false).ok()?;
-        if next > zoned(now_ms)? {
-            return None;
+    /// Runs what is due, one after another. Blocks for as long as it takes.
+    pub(crate) fn run_due<'a>(&self, namespaces: impl Iterator<Item = &'a Arc<Namespace>>, now_ms: i64) {
+        for house in &self.houses {
+            house.run_due(&self.notes, now_ms, &self.stop);
         }
-        note.last_ms = now_ms;
-        self.notes.lock().insert(namespace.to_owned(), note.clone());
-        Some(note)
-    }
-
-    /// Gives how many packs, and bytes of them, were read.
-    fn run(&self, namespace: &Namespace, note: &mut Note) -> Result<(u64, u64), Refusal> {
-        for path in std::mem::take(&mut note.damaged) {
-            self.read(namespace, &path, note)?;
+        for namespace in namespaces {
+            self.verifier.iter().for_each(|verifier| verifier.verify_if_due(namespace, now_ms));
         }
-        let (count, total) = survey(namespace)?;
-        let share = total.div_ceil(u64::from(self.runs));
-        let (mut packs, mut bytes) = (0, 0);
-        while packs < count && bytes < share {
-            let (page, more) = namespace.list("packs", &note.after, PAGE)?;
-            if page.is_empty() && note.after.is_empty() {
-                // All were deleted meanwhile.
-                break;
-            }
-            for found in &page {
-                if packs == count || bytes >= share {
-                    return Ok((packs, bytes));
-                }
-                let path = found.name.path();
-                self.read(namespace, &path, note)?;
-                (packs, bytes) = (packs + 1, bytes + found.bytes);
-                note.after = path;
-            }
-            if !more {
-                // From the first on again.
-                note.after.clear();
-            }
-        }
-        Ok((packs, bytes))
-    }
-
-    fn read(&self, namespace: &Namespace, path: &str, note: &mut Note) -> Result<(), Refusal> {
-        let Ok(name) = ObjectName::parse(path) else { return Ok(()) };
-        let pause = |bytes: u64, took: Duration| {
-            let least = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
-            std::thread::sleep(least.saturating_sub(took));
-        };
-        if namespace.verify(name, pause)? == Verified::Damaged {
-            log::line("error", "pack is damaged", &json!({ "namespace": namespace.name, "pack": path }));
-            note.damaged.insert(path.to_owned());
-        }
-        Ok(())
-    }
-
-    fn write(&self, namespace: &str, note: Note) {
-        let mut notes = self.notes.lock();
-        notes.insert(namespace.to_owned(), note);
-        let written = serde_json::to_vec_pretty(&*notes)
-            .map_err(std::io::Error::other)
-            .and_then(|bytes| replace_private(&self.path, &bytes));
-        if let Err(error) = written {
-            log::line("error", "cannot write duties.json", &json!({ "error": error.to_string() }));
-        }
-    }
-}
-
-/// Reads a schedule: minute, hour, day of the month, month, day of the week.
-pub(crate) fn parse(schedule: &str) -> Result<Cron, String> {
-    Cron::from_str(schedule).map_err(|error| format!("{schedule:?} is no schedule: {error}"))
-}
-
-/// How many packs there are, and how many bytes.
-fn survey(namespace: &Namespace) -> Result<(u64, u64), Refusal> {
-    let (mut count, mut bytes, mut after) = (0, 0, String::new());
-    loop {
-        let (page, more) = namespace.list("packs", &after, PAGE)?;
-        count += page.len() as u64;
-        bytes += page.iter().map(|found| found.bytes).sum::<u64>();
-        match page.last() {
-            Some(last) if more => after = last.name.path(),
-            _ => return Ok((count, bytes)),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::NamespaceConfig;
-
-    const DAY_MS: i64 = 24 * 60 * 60 * 1000;
-
-    struct World {
-        folder: tempfile::TempDir,
-        namespace: Arc<Namespace>,
-    }
-
-    impl World {
-        fn new(packs: u8) -> Self {
-            let folder = tempfile::tempdir().unwrap();
-            let config = NamespaceConfig { path: folder.path().join("r"), quota_mib: None };
-            let namespace = Arc::new(Namespace::open("office", &config, folder.path()).unwrap());
-            for number in 0..packs {
-                let bytes = [b"CAIRNp\x02\x00\0\0\0\0\0\0\0\0".as_slice(), &[number; 1000]].concat();
-                let hash = blake3::hash(&bytes).to_hex();
-                let name = ObjectName::parse(&format!("packs/{}/{hash}", &hash[..2])).unwrap();
-                let mut incoming = namespace.begin(name, None).unwrap();
-                incoming.append(&bytes).unwrap();
-                incoming.finish("backup").unwrap();
-            }
-            Self { folder, namespace }
-        }
-
-        fn open(&self, runs: u32) -> Verifier {
-            let verify = Verify { schedule: "0 3 * * *".to_owned(), runs, mib_per_second: 1000 };
-            Verifier::open(&verify, TimeZone::UTC, self.folder.path()).unwrap()
-        }
-
-        fn note(&self, verifier: &Verifier) -> Note {
-            verifier.notes.lock()["office"].clone()
-        }
-    }
-
-    #[test]
-    fn a_run_that_was_missed_is_made_up_for_once() {
-        let world = World::new(3);
-        let mut ran = Vec::new();
-        // Midnight, and hours after it; the server is down from the second day to the fifth.
-        for hour in [0, 2, 4, 5, 23, 26, 28, 120, 121, 122, 124] {
-            // Another one each time, as after a restart.
-            let verifier = world.open(1);
-            let now_ms = 100 * DAY_MS + hour * 60 * 60 * 1000;
-            verifier.verify_if_due(&world.namespace, now_ms);
-            if hour > 0 && world.note(&verifier).last_ms == now_ms {
-                ran.push(hour);
-            }
-        }
-        assert_eq!(ran, [4, 28, 120, 124]);
-    }
-
-    #[test]
-    fn all_packs_are_read_in_so_many_runs_and_damage_is_found_and_forgotten_when_it_is_mended() {
-        let world = World::new(10);
-        let names = world.namespace.list("packs", "", 100).unwrap().0;
-        let path = |at: usize| world.folder.path().join("r").join(names[at].name.path());
-        for at in [0, 4, 9] {
-            let mut bytes = std::fs::read(path(at)).unwrap();
-            bytes[500] ^= 1;
-            std::fs::write(path(at), bytes).unwrap();
-        }
-        let run = |day: i64| {
-            let verifier = world.open(5);
-            verifier.verify_if_due(&world.namespace, day * DAY_MS);
-            verifier.damaged("office")
-        };
-        assert_eq!((1..=7).map(run).collect::<Vec<_>>(), [0, 1, 1, 2, 2, 3, 3]);
-        std::fs::remove_file(path(0)).unwrap();
-        let mut bytes = std::fs::read(path(4)).unwrap();
-        bytes[500] ^= 1;
-        std::fs::write(path(4), bytes).unwrap();
-        assert_eq!(run(8), 1);
-    }
-
-    #[test]
-    fn schedules_are_checked() {
-        assert!(parse("0 3 * * *").is_ok());
-        assert!(parse("at night").unwrap_err().contains("is no schedule"));
     }
 }

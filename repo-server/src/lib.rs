@@ -22,6 +22,7 @@ pub mod token;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum_server::Handle;
@@ -33,6 +34,7 @@ use tokio::signal::unix::{SignalKind, signal};
 pub use api::description;
 use config::Config;
 use connection::Acceptor;
+pub use duties::{Duty, ShownDuty, describe_keys, duties_text, run_duties, shown_duties};
 use state::Shared;
 use tls::Files;
 
@@ -77,9 +79,9 @@ async fn run(config: &Config, shared: Arc<Shared>, files: Files) -> Result<(), S
     let idle = Duration::from_secs(u64::from(limits.idle_seconds));
     let acceptor = RustlsAcceptor::new(certificate.clone()).acceptor(Acceptor::new(limits.connections, idle));
     let handle = Handle::new();
-    tokio::spawn(stop(handle.clone(), Duration::from_secs(u64::from(limits.grace_seconds)))?);
+    tokio::spawn(stop(handle.clone(), shared.clone(), Duration::from_secs(u64::from(limits.grace_seconds)))?);
     tokio::spawn(look_after(shared.clone(), files, certificate)?);
-    tokio::spawn(verify(shared.clone()));
+    tokio::spawn(do_duties(shared.clone()));
     let mut server = axum_server::from_tcp(listener).map_err(listen)?.http1_only();
     server.http_builder().http1().header_read_timeout(Some(HEAD));
     let fingerprint = identity.fingerprint.to_string();
@@ -91,7 +93,11 @@ async fn run(config: &Config, shared: Arc<Shared>, files: Files) -> Result<(), S
 }
 
 /// Begins the end when the process is told to. From the call on, the signals do not end it by themselves.
-fn stop(handle: Handle<SocketAddr>, grace: Duration) -> Result<impl Future<Output = ()> + Send, String> {
+fn stop(
+    handle: Handle<SocketAddr>,
+    shared: Arc<Shared>,
+    grace: Duration,
+) -> Result<impl Future<Output = ()> + Send, String> {
     let cannot = |error| format!("cannot receive signals: {error}");
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
@@ -101,21 +107,20 @@ fn stop(handle: Handle<SocketAddr>, grace: Duration) -> Result<impl Future<Outpu
             _ = interrupt.recv() => {}
         }
         log::line("info", "stopping", &json!({ "grace_seconds": grace.as_secs() }));
+        shared.duties.stop.store(true, Ordering::Relaxed);
         handle.graceful_shutdown(Some(grace));
     })
 }
 
-/// Reads packs again when it is time.
-async fn verify(shared: Arc<Shared>) {
-    while shared.verifier.is_some() {
+/// Does the duties when it is time.
+async fn do_duties(shared: Arc<Shared>) {
+    while shared.duties.any() {
         let shared = shared.clone();
         let run = tokio::task::spawn_blocking(move || {
-            for namespace in shared.namespaces.values() {
-                shared.verifier.iter().for_each(|verifier| verifier.verify_if_due(namespace, namespace::now_ms()));
-            }
+            shared.duties.run_due(shared.namespaces.values(), namespace::now_ms());
         });
         if let Err(error) = run.await {
-            log::line("error", "cannot verify", &json!({ "error": error.to_string() }));
+            log::line("error", "duties ended early", &json!({ "error": error.to_string() }));
         }
         tokio::time::sleep(LOOK).await;
     }

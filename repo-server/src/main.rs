@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use jiff::Timestamp;
+use repo_server::Duty;
 use repo_server::config::Config;
 use repo_server::token::{NewToken, Role, TokenBook};
 
@@ -29,10 +30,36 @@ enum Command {
     Fingerprint,
     /// Print the OpenAPI document
     Openapi,
+    /// Run the duties of namespaces now, or show what became of them
+    Duties {
+        #[command(subcommand)]
+        command: DutiesCommand,
+    },
     /// Make, list and revoke tokens; the server need not be restarted
     Token {
         #[command(subcommand)]
         command: TokenCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum DutiesCommand {
+    /// Run now what is scheduled, whether it is due or not; beside a server that runs, too
+    Run {
+        /// Only in this namespace
+        namespace: Option<String>,
+        /// Only this duty
+        #[arg(value_enum)]
+        duty: Option<Duty>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what ran last, what became of it, and what comes next
+    Show {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -85,6 +112,9 @@ fn run(args: &Args) -> Result<(), String> {
         None => repo_server::serve(&config),
         Some(Command::Openapi) => Ok(()),
         Some(Command::Check) => {
+            for (namespace, key) in repo_server::describe_keys(&config)? {
+                println!("duties of {namespace}: {key}");
+            }
             println!("{} is good: {} namespaces", path.display(), config.namespaces.len());
             Ok(())
         }
@@ -92,6 +122,10 @@ fn run(args: &Args) -> Result<(), String> {
             make_state(&config)?;
             println!("{}", repo_server::fingerprint(&config, &config.state)?);
             Ok(())
+        }
+        Some(Command::Duties { command }) => {
+            make_state(&config)?;
+            duties(command, &config)
         }
         Some(Command::Token { command }) => {
             make_state(&config)?;
@@ -103,6 +137,25 @@ fn run(args: &Args) -> Result<(), String> {
 fn make_state(config: &Config) -> Result<(), String> {
     let state = &config.state;
     std::fs::create_dir_all(state).map_err(|error| format!("cannot create {}: {error}", state.display()))
+}
+
+fn duties(command: &DutiesCommand, config: &Config) -> Result<(), String> {
+    let now_ms = Timestamp::now().as_millisecond();
+    let (shown, json) = match command {
+        DutiesCommand::Run { namespace, duty, json } => {
+            (repo_server::run_duties(config, namespace.as_deref(), *duty, now_ms)?, *json)
+        }
+        DutiesCommand::Show { json } => (repo_server::shown_duties(config, now_ms)?, *json),
+    };
+    if json {
+        println!("{}", serde_json::to_string(&shown).map_err(|error| error.to_string())?);
+    } else {
+        print!("{}", repo_server::duties_text(&shown));
+    }
+    match (command, shown.iter().filter(|duty| duty.error.is_some()).count()) {
+        (DutiesCommand::Run { .. }, failed @ 1..) => Err(format!("{failed} of {} duties failed", shown.len())),
+        _ => Ok(()),
+    }
 }
 
 fn token(command: &TokenCommand, config: &Config) -> Result<(), String> {

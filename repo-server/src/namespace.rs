@@ -193,11 +193,15 @@ impl Namespace {
         Ok(Incoming { namespace: self, name, hasher: blake3::Hasher::new(), start, len: 0, object, reserved })
     }
 
-    /// Deletes an object.
-    pub(crate) fn delete(&self, name: ObjectName) -> Result<u64, Refusal> {
+    /// Deletes an object; `token` is who asks.
+    pub(crate) fn delete(&self, name: ObjectName, token: &str) -> Result<u64, Refusal> {
         let len = fs::metadata(self.root.join(name.path())).map_or(0, |meta| meta.len());
         match name {
             ObjectName::Lease(id) => self.leases.forget(&self.store, id)?,
+            // A collector that was taken for dead may wake up late.
+            ObjectName::Pack(_) => {
+                self.leases.while_held(&self.store, token, "packs are deleted", || Ok(self.store.delete(name)?))?;
+            }
             _ => self.store.delete(name)?,
         }
         self.usage.free(len);
@@ -287,7 +291,9 @@ impl Incoming<'_> {
             (Collected::Small(bytes), ObjectName::Config) => namespace.put_config(&bytes)?,
             (Collected::Small(bytes), _) => namespace.put(name, &bytes)?,
             (Collected::Large(object), ObjectName::Snapshot(_)) => {
-                namespace.leases.commit(&namespace.store, token, || existed(object.publish(name)))?
+                namespace
+                    .leases
+                    .while_held(&namespace.store, token, "a snapshot is stored", || existed(object.publish(name)))?
             }
             (Collected::Large(object), _) => existed(object.publish(name))?,
         };

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use crate::config::{Config, Limits};
-use crate::duties::Verifier;
+use crate::duties::Duties;
 use crate::log::Audit;
 use crate::namespace::{Namespace, now_ms};
 use crate::refusal::Refusal;
@@ -30,8 +30,7 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) audit: Audit,
     pub(crate) uploads: Arc<Semaphore>,
-    /// None when packs are not read again.
-    pub(crate) verifier: Option<Verifier>,
+    pub(crate) duties: Duties,
     tokens: TokenBook,
     pace: Pace,
 }
@@ -41,8 +40,7 @@ impl Shared {
     pub(crate) fn open(config: &Config) -> Result<Self, String> {
         std::fs::create_dir_all(&config.state)
             .map_err(|error| format!("cannot create {}: {error}", config.state.display()))?;
-        let verifier = config.verify.as_ref();
-        let verifier = verifier.map(|verify| Verifier::open(verify, jiff::tz::TimeZone::system(), &config.state));
+        let duties = Duties::open(config, &jiff::tz::TimeZone::system())?;
         let open = |(name, namespace): (&String, _)| {
             let opened = Namespace::open(name, namespace, &config.state)?;
             Ok((name.clone(), Arc::new(opened)))
@@ -51,7 +49,7 @@ impl Shared {
             namespaces: config.namespaces.iter().map(open).collect::<Result<_, String>>()?,
             limits: config.limits,
             audit: Audit::new(&config.state),
-            verifier: verifier.transpose()?,
+            duties,
             uploads: Arc::new(Semaphore::new(config.limits.uploads as usize)),
             tokens: TokenBook::new(Path::new(&config.state)),
             pace: Pace::new(&config.limits),

@@ -9,7 +9,7 @@ use repo_core::id::SnapshotId;
 use repo_core::monitor::Silent;
 use repo_core::ops::check::cursor::Share;
 use repo_core::ops::check::{CheckOptions, check, check_share};
-use repo_core::ops::forget::{Request, Scope, forget, plan};
+use repo_core::ops::forget::{Request, Scope, Times, forget, plan};
 use repo_core::ops::repair::{RepairReport, repair};
 use repo_core::ops::restore::RestoreOptions;
 use repo_core::remarks::Remarks;
@@ -41,7 +41,7 @@ fn commit_like(fixture: &RepoFixture, like: &Snapshot, times_ms: impl Iterator<I
 
 fn daily(count: u32) -> Request {
     let rules = vec![Rule { period: Period::Day, reach: Reach::Count(count) }];
-    Request::Policy { policy: Policy { rules, ..Policy::default() }, scope: Scope::default() }
+    Request::Policy { policy: Policy { rules, ..Policy::default() }, scope: Scope::default(), times: Times::Recorded }
 }
 
 fn named(snapshots: impl IntoIterator<Item = SnapshotId>, allow_last: bool) -> Request {
@@ -202,7 +202,9 @@ fn a_snapshot_of_several_disks_goes_only_when_all_let_it_go() {
     assert_eq!(reasons, BTreeMap::from([("a", 0), ("b", 1)]));
     let Request::Policy { policy, .. } = daily(1) else { unreachable!() };
     let scope = |vdi: &str| Scope { vdis: [vdi.to_owned()].into(), vm: None };
-    let only = |vdi: &str| plan(repository, &Request::Policy { policy: policy.clone(), scope: scope(vdi) }, &UTC);
+    let only = |vdi: &str| {
+        plan(repository, &Request::Policy { policy: policy.clone(), scope: scope(vdi), times: Times::Recorded }, &UTC)
+    };
     assert_eq!(only("a").unwrap().forgotten().count(), 0, "b is not selected");
     assert_eq!(only("b").unwrap().snapshots.len(), 1);
     assert!(only("c").unwrap_err().to_string().contains("no snapshot with VDI c"));

@@ -20,6 +20,8 @@ use crate::cli::{cairn, cairn_path, run};
 pub struct Server {
     folder: TempDir,
     limits: String,
+    /// What stands in the section of the namespace `office` besides.
+    pub office: String,
     process: Option<Child>,
     /// `127.0.0.1:PORT`, the same after a restart.
     pub address: String,
@@ -37,6 +39,7 @@ impl Server {
         let mut server = Self {
             folder,
             limits: limits.to_owned(),
+            office: String::new(),
             process: None,
             address: "127.0.0.1:0".to_owned(),
             fingerprint: String::new(),
@@ -52,8 +55,8 @@ impl Server {
     pub fn start_again(&mut self) {
         let text = format!(
             "listen = \"{}\"\nstate = \"state\"\n[limits]\n{}\n[namespaces.office]\npath = \"office\"\nquota_mib = 64\n\
-             [namespaces.lab]\npath = \"lab\"\n",
-            self.address, self.limits
+             {}\n[namespaces.lab]\npath = \"lab\"\n",
+            self.address, self.limits, self.office
         );
         std::fs::write(self.config(), text).expect("the configuration is written");
         let mut process = Command::new(cairn_path().with_file_name("cairn-server"))
@@ -164,7 +167,12 @@ impl Server {
 
     /// A `cairn` command on a namespace, on a machine whose files are in `home`.
     pub fn cairn(&self, home: &Path, namespace: &str, token: &str) -> Command {
-        let mut command = cairn(Path::new(&format!("https://{}/{namespace}", self.address)));
+        Self::cairn_at(&self.address, home, namespace, token)
+    }
+
+    /// The same, for a server at an address.
+    pub fn cairn_at(address: &str, home: &Path, namespace: &str, token: &str) -> Command {
+        let mut command = cairn(Path::new(&format!("https://{address}/{namespace}")));
         for name in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"] {
             command.env_remove(name);
         }

@@ -6,7 +6,7 @@ use repo_core::chunk::ChunkParams;
 use repo_core::monitor::Silent;
 use repo_core::ops::backup::BaseChoice;
 use repo_core::ops::diff::diff;
-use repo_core::ops::forget::{Request, Scope, forget};
+use repo_core::ops::forget::{Request, Scope, Times, forget};
 use repo_core::ops::gc::{GcOptions, gc};
 use repo_core::retention::calendar::{Clock, Period};
 use repo_core::retention::{Policy, Reach, Rule};
@@ -84,7 +84,11 @@ fn forget_half(lab: Lab, count: u64) -> Outcome<Lab> {
     let (lab, _) = lab.reopen()?;
     reset_peak();
     let rules = vec![Rule { period: Period::Each, reach: Reach::Count(u32::try_from(count / VDIS / 2)?) }];
-    let request = Request::Policy { policy: Policy { rules, ..Policy::default() }, scope: Scope::default() };
+    let request = Request::Policy {
+        policy: Policy { rules, ..Policy::default() },
+        scope: Scope::default(),
+        times: Times::Recorded,
+    };
     let clock = Clock { now_ms: lab.now_ms, offset: &|_| 0 };
     let (plan, cost) = lab.measure(|session| Ok(forget(&session.repository, &request, &clock, &Silent)?))?;
     row("forget by policy", ms(cost.seconds));

@@ -7,7 +7,7 @@ use jiff::tz::TimeZone;
 use repo_core::ErrorKind;
 use repo_core::error::ResultExt;
 use repo_core::monitor::Monitor;
-use repo_core::ops::forget::{self, Plan, Planned, Request, Scope};
+use repo_core::ops::forget::{self, Plan, Planned, Request, Scope, Times};
 use repo_core::retention::calendar::{Clock, Period, Span};
 use repo_core::retention::{Policy, Reach, Rule};
 use serde::Serialize;
@@ -125,7 +125,7 @@ pub(super) fn run(args: Args, invocation: &Invocation) -> Result<Exit> {
     let repository = invocation.open_repository()?;
     invocation.terminal.take_signals()?;
     let request = match args.snapshots.is_empty() {
-        true => Request::Policy { policy: args.policy()?, scope: args.scope() },
+        true => Request::Policy { policy: args.policy()?, scope: args.scope(), times: Times::Recorded },
         false => {
             let all = invocation.snapshots(&repository)?;
             let named = args.snapshots.iter().map(|name| Ok(select::snapshot(&all.snapshots, name)?.id));

@@ -61,6 +61,7 @@ struct Collected {
     scattered_disks: u64,
     moved_bytes: u64,
     unreadable_packs: u64,
+    unreadable_waste_bytes: u64,
     rescued_packs: u64,
     waiting_packs: u64,
     waiting_bytes: u64,
@@ -109,6 +110,7 @@ impl Collected {
             scattered_disks: report.scattered_disks,
             moved_bytes: report.moved_bytes,
             unreadable_packs: report.unreadable_packs,
+            unreadable_waste_bytes: report.unreadable_waste_bytes,
             rescued_packs: report.rescued_packs,
             waiting_packs: report.waiting_packs,
             waiting_bytes: report.waiting_bytes,
@@ -138,8 +140,9 @@ fn text(collected: &Collected) -> String {
     }
     if collected.unreadable_packs > 0 {
         let text = format!(
-            "{} packs worth it: the key in use does not read content, run gc with an admin or restore key",
-            collected.unreadable_packs
+            "{}, of which {} are waste: the key in use does not read content, run gc with an admin or restore key",
+            output::count(collected.unreadable_packs as usize, "pack"),
+            output::size(collected.unreadable_waste_bytes)
         );
         rows.push(("not moved", text));
     }

@@ -14,7 +14,6 @@ use jiff::civil::Date;
 use repo_core::error::ResultExt;
 use repo_core::monitor::Monitor as _;
 use repo_core::ops::report::{Capacity, ReportOptions, policy, report};
-use repo_core::repository::Repository;
 use repo_core::retention::calendar::Clock;
 
 use crate::exit::Exit;
@@ -95,7 +94,7 @@ pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
     let clock = Clock { now_ms: invocation.now_ms(), offset: &offset };
     let policies = policy::usual();
     let cache = invocation.index_folder(&repository);
-    let free = || free_bytes(&repository).map_or(Capacity::Unknown, Capacity::Free);
+    let free = || repository.store.free_bytes().map_or(Capacity::Unknown, Capacity::Free);
     let options = ReportOptions {
         clock: &clock,
         vdi: args.vdi.as_deref(),
@@ -148,12 +147,6 @@ fn write_page(target: &Path, page: &str) -> Result<()> {
         Output::Stream(stream) => output::write(stream, page.as_bytes()),
         Output::Device(_) => Err(Failure::usage(format!("{} is a block device, not a file", target.display()))),
     }
-}
-
-/// Bytes that are free beside the repository for whoever runs this; none where the system does not say.
-fn free_bytes(repository: &Repository) -> Option<u64> {
-    let found = rustix::fs::statvfs(repository.store.root()?).ok()?;
-    found.f_bavail.checked_mul(found.f_frsize)
 }
 
 const FIRST_DAY: Date = Date::constant(1970, 1, 1);

@@ -51,8 +51,8 @@ pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
     match &args.metadata {
         Some(name) => write_metadata(named, name)?,
         None => {
-            let shown = Shown::new(named, &annotations.remarks(named));
-            invocation.print(&shown, || text(&shown, named))?;
+            let shown = Shown::new(named, &annotations.remarks(named), all.stored_ms(named));
+            invocation.print(&shown, || text(&shown, named, all.stored_ms(named)))?;
         }
     }
     Ok(Exit::Done)
@@ -72,10 +72,10 @@ fn write_metadata(named: &NamedSnapshot, name: &str) -> Result<()> {
 }
 
 impl Shown {
-    fn new(named: &NamedSnapshot, remarks: &Remarks) -> Self {
+    fn new(named: &NamedSnapshot, remarks: &Remarks, stored_ms: Option<i64>) -> Self {
         let metadata = &named.snapshot.metadata;
         Self {
-            snapshot: SnapshotOut::new(named, remarks),
+            snapshot: SnapshotOut::new(named, remarks, stored_ms),
             program: named.snapshot.program.clone(),
             packs: named.snapshot.packs.len(),
             metadata: metadata
@@ -86,13 +86,14 @@ impl Shown {
     }
 }
 
-fn text(shown: &Shown, named: &NamedSnapshot) -> String {
+fn text(shown: &Shown, named: &NamedSnapshot, stored_ms: Option<i64>) -> String {
     let snapshot = &shown.snapshot;
     let mut text = format!("snapshot {}\n", snapshot.id);
     text.push_str(&output::fields(&[
         ("vm", snapshot.vm.clone().unwrap_or_else(|| "-".to_owned())),
         ("time", output::time_local(named.snapshot.time_ms)),
         ("committed", format!("{} by {}", output::time_local(named.snapshot.committed_ms), shown.program)),
+        ("stored at", stored_ms.map_or("-".to_owned(), output::time_local)),
         ("new", format!("{} in {} chunks", output::size(snapshot.new_bytes), snapshot.new_chunks)),
         ("stored", output::size(snapshot.stored_bytes)),
         ("packs", format!("{} written or used", shown.packs)),
@@ -127,8 +128,8 @@ mod tests {
     fn the_json_is_that_of_the_list_with_more_fields() {
         let mut named = made([1, 2, 3, 4], 0, &["root"]);
         named.snapshot.metadata.insert("vm.json".to_owned(), b"{}".to_vec());
-        let value = serde_json::to_value(Shown::new(&named, &Remarks::default())).unwrap();
-        let listed = serde_json::to_value(SnapshotOut::new(&named, &Remarks::default())).unwrap();
+        let value = serde_json::to_value(Shown::new(&named, &Remarks::default(), Some(7))).unwrap();
+        let listed = serde_json::to_value(SnapshotOut::new(&named, &Remarks::default(), Some(7))).unwrap();
         for (name, field) in listed.as_object().unwrap() {
             assert_eq!(&value[name], field);
         }

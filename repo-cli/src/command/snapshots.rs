@@ -38,7 +38,8 @@ pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
     let (all, annotations) = invocation.remarked_snapshots(&repository)?;
     let remarked = all.snapshots.iter().map(|named| (named, annotations.remarks(named).into_owned()));
     let listed: Vec<_> = remarked.filter(|(named, remarks)| args.wants(named, remarks)).collect();
-    let out: Vec<_> = listed.iter().map(|(named, remarks)| SnapshotOut::new(named, remarks)).collect();
+    let out: Vec<_> =
+        listed.iter().map(|(named, remarks)| SnapshotOut::new(named, remarks, all.stored_ms(named))).collect();
     invocation.print(&out, || text(&listed))?;
     all.exit()
 }
@@ -66,7 +67,7 @@ fn text(listed: &[(&NamedSnapshot, Remarks)]) -> String {
 
 /// A row a disk; what is of the snapshot stands in the first.
 fn rows(named: &NamedSnapshot, remarks: &Remarks) -> Vec<Vec<String>> {
-    let shown = SnapshotOut::new(named, remarks);
+    let shown = SnapshotOut::new(named, remarks, None);
     let mut rows = Vec::new();
     for (at, disk) in shown.disks.iter().enumerate() {
         let once = |text: String| if at == 0 { text } else { String::new() };

@@ -13,7 +13,7 @@ use crate::monitor::{Monitor, check_cancelled};
 use crate::remarks::Remarks;
 use crate::repository::Repository;
 use crate::retention::calendar::Clock;
-use crate::retention::{self, Candidate, Policy};
+use crate::retention::{self, Candidate, Policy, Reason};
 use crate::snapshot::{self, NamedSnapshot};
 use crate::store::ObjectName;
 
@@ -36,7 +36,20 @@ pub enum Request {
         policy: Policy,
         /// What it is applied to.
         scope: Scope,
+        /// By which times.
+        times: Times,
     },
+}
+
+/// The times by which a policy decides.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Times {
+    /// Those that snapshots stand for, as their records say.
+    #[default]
+    Recorded,
+    /// Those, and the times at which the store got the records: what either keeps is kept. A client that writes other times into
+    /// its records cannot make a snapshot go that was stored at its time (docs/design/0013).
+    Both,
 }
 
 /// What a policy is applied to.
@@ -100,7 +113,10 @@ impl Plan {
 /// `NotFound` when the request is about nothing; `Invalid` when it may not be done; `Corrupt` when an annotation cannot be
 /// read, since it may protect; `Unavailable`.
 pub fn plan(repository: &Repository, request: &Request, clock: &Clock<'_>) -> Result<Plan> {
-    let catalog = repository.store.catalog()?;
+    let catalog = match request {
+        Request::Policy { times: Times::Both, .. } => repository.store.dated_catalog()?,
+        _ => repository.store.catalog()?,
+    };
     let (annotations, errors) = annotation::read_listed(repository, catalog.annotations)?;
     if let Some((_, error)) = errors.into_iter().next() {
         return Err(error.context("an annotation cannot be read, and may protect a snapshot"));
@@ -112,7 +128,10 @@ pub fn plan(repository: &Repository, request: &Request, clock: &Clock<'_>) -> Re
             let named = snapshots.iter().filter(|snapshot| named.contains(&snapshot.id));
             named.map(|named| planned(named, |_| Vec::new())).collect()
         }
-        Request::Policy { policy, scope } => by_policy(policy, scope, &snapshots, &annotations, clock)?,
+        Request::Policy { policy, scope, times } => {
+            let stored = (*times == Times::Both).then_some(&catalog.stored_ms);
+            by_policy(policy, scope, &Dated { snapshots: &snapshots, stored }, &annotations, clock)?
+        }
     };
     Ok(Plan { snapshots: planned, unreadable, annotations })
 }
@@ -172,10 +191,16 @@ fn disk_names<'a>(snapshots: &[&'a NamedSnapshot]) -> impl Iterator<Item = &'a s
     snapshots.iter().flat_map(|named| &named.snapshot.disks).map(|disk| disk.vdi.as_str())
 }
 
+/// Snapshots, and when each was stored, where that is asked for, too.
+struct Dated<'a> {
+    snapshots: &'a [NamedSnapshot],
+    stored: Option<&'a BTreeMap<SnapshotId, i64>>,
+}
+
 fn by_policy(
     policy: &Policy,
     scope: &Scope,
-    snapshots: &[NamedSnapshot],
+    dated: &Dated<'_>,
     annotations: &Annotations,
     clock: &Clock<'_>,
 ) -> Result<Vec<Planned>> {
@@ -184,7 +209,7 @@ fn by_policy(
     }
     let of_vm = |named: &&NamedSnapshot| scope.vm.is_none() || named.snapshot.vm == scope.vm;
     let selected = |vdi: &str| scope.vdis.is_empty() || scope.vdis.contains(vdi);
-    let snapshots: Vec<_> = snapshots.iter().filter(of_vm).collect();
+    let snapshots: Vec<_> = dated.snapshots.iter().filter(of_vm).collect();
     scope.check(&snapshots)?;
     let remarks: Vec<_> = snapshots.iter().map(|named| annotations.remarks(named)).collect();
     let mut of_disk: BTreeMap<&str, Vec<(usize, Candidate<'_>)>> = BTreeMap::new();
@@ -197,9 +222,23 @@ fn by_policy(
     }
     let mut reasons: BTreeMap<(usize, &str), Vec<String>> = BTreeMap::new();
     for (vdi, candidates) in of_disk {
-        let (places, candidates): (Vec<_>, Vec<_>) = candidates.into_iter().unzip();
-        for (at, kept) in places.into_iter().zip(retention::decide(policy, &candidates, clock)) {
-            reasons.insert((at, vdi), kept.iter().map(ToString::to_string).collect());
+        let (places, mut candidates): (Vec<_>, Vec<_>) = candidates.into_iter().unzip();
+        for (at, kept) in places.iter().zip(retention::decide(policy, &candidates, clock)) {
+            reasons.insert((*at, vdi), kept.iter().map(ToString::to_string).collect());
+        }
+        let Some(stored) = dated.stored else { continue };
+        for candidate in &mut candidates {
+            // Each was in the same listing as its time.
+            candidate.time_ms = stored.get(&candidate.id).copied().unwrap_or(candidate.time_ms);
+        }
+        for (at, kept) in places.iter().zip(retention::decide(policy, &candidates, clock)) {
+            let reasons = reasons.entry((*at, vdi)).or_default();
+            for reason in kept.iter().filter(|reason| matches!(reason, Reason::Rule { .. } | Reason::Newest)) {
+                let reason = reason.to_string();
+                if !reasons.contains(&reason) {
+                    reasons.push(format!("{reason}, by when it was stored"));
+                }
+            }
         }
     }
     let not_selected = || vec!["this disk is not selected".to_owned()];

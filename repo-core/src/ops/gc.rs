@@ -106,6 +106,8 @@ pub struct GcReport {
     pub moved_bytes: u64,
     /// Packs that were worth repacking and stay as they are, because the key in use does not read content.
     pub unreadable_packs: u64,
+    /// What nothing needs of these.
+    pub unreadable_waste_bytes: u64,
     /// Packs that were condemned and turned out to be needed.
     pub rescued_packs: u64,
     /// Packs that stay condemned for now.
@@ -310,9 +312,10 @@ impl Run<'_> {
         let pack_len = u64::from(self.repository().config.pack_len);
         let mut emptied = choice::to_repack(uses, pack_len, self.options);
         if !self.can_repack_content() {
-            let before = emptied.len();
-            emptied.retain(|at| uses[*at].pack.content != Content::Data);
-            self.report.unreadable_packs = (before - emptied.len()) as u64;
+            let unreadable: Vec<_> = emptied.extract_if(.., |at| uses[*at].pack.content == Content::Data).collect();
+            let waste = |at: &usize| uses[*at].frame_bytes - uses[*at].needed_bytes;
+            self.report.unreadable_packs = unreadable.len() as u64;
+            self.report.unreadable_waste_bytes = unreadable.iter().map(waste).sum();
         }
         choice::limit(&mut emptied, uses, self.options);
         let Order { route, packs, scattered_disks } =

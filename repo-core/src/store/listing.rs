@@ -1,5 +1,7 @@
 //! What is there: names, with lengths and times where they are asked for.
 
+use std::collections::BTreeMap;
+
 use futures::TryStreamExt;
 use object_store::ObjectMeta;
 use object_store::path::Path as ObjectPath;
@@ -7,6 +9,7 @@ use object_store::path::Path as ObjectPath;
 use crate::error::Result;
 use crate::id::{AnnotationId, LeaseId, PackId, SlotId, SnapshotId, TombstoneName};
 use crate::store::failure::{Doing, failure};
+use crate::store::local::LocalDir;
 use crate::store::{ObjectName, Place, Store};
 
 /// An object that is there.
@@ -25,6 +28,9 @@ pub struct Listed<Id> {
 pub struct Catalog {
     /// Snapshot records, ascending.
     pub snapshots: Vec<SnapshotId>,
+    /// When each of them was stored, by the store's clock, in milliseconds since the Unix epoch. In a folder only where it was
+    /// asked for ([`Store::dated_catalog`]).
+    pub stored_ms: BTreeMap<SnapshotId, i64>,
     /// Annotations, ascending.
     pub annotations: Vec<AnnotationId>,
     /// Tombstones, ascending.
@@ -109,21 +115,33 @@ impl Store {
     /// # Errors
     /// `Unavailable`.
     pub fn catalog(&self) -> Result<Catalog> {
-        let names = self.names("snapshots")?;
-        Ok(Catalog {
-            snapshots: ids(&names, SnapshotId::from_hex, ObjectName::Snapshot),
-            annotations: ids(&names, AnnotationId::from_hex, ObjectName::Annotation),
-            tombstones: ids(&names, TombstoneName::parse, ObjectName::Tombstone),
-        })
+        match &self.place {
+            // There a time is a system call for each record.
+            Place::Local(local) => Ok(Catalog::new(&local_names(local, "snapshots")?, BTreeMap::new())),
+            Place::Remote(_) => self.dated_catalog(),
+        }
+    }
+
+    /// As [`catalog`](Self::catalog), with the times at which snapshot records were stored.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn dated_catalog(&self) -> Result<Catalog> {
+        let metas = self.metas("snapshots")?;
+        let dated = metas.iter().filter_map(|meta| {
+            let id = named(meta.location.as_ref(), SnapshotId::from_hex, ObjectName::Snapshot)?;
+            Some((id, meta.last_modified.timestamp_millis()))
+        });
+        let stored_ms = dated.collect();
+        Ok(Catalog::new(&metas.into_iter().map(|meta| meta.location.into()).collect::<Vec<_>>(), stored_ms))
     }
 
     /// The paths of all objects below a folder.
     fn names(&self, folder: &str) -> Result<Vec<String>> {
-        let Place::Local(local) = &self.place else {
-            return Ok(self.metas(folder)?.into_iter().map(|meta| meta.location.into()).collect());
-        };
-        let paths = local.file_names(folder)?.into_iter();
-        Ok(paths.filter_map(|path| path.into_os_string().into_string().ok()).collect())
+        match &self.place {
+            Place::Local(local) => local_names(local, folder),
+            Place::Remote(_) => Ok(self.metas(folder)?.into_iter().map(|meta| meta.location.into()).collect()),
+        }
     }
 
     fn metas(&self, folder: &str) -> Result<Vec<ObjectMeta>> {
@@ -148,6 +166,22 @@ impl Store {
         listed.sort_unstable_by_key(|listed| listed.id);
         Ok(listed)
     }
+}
+
+impl Catalog {
+    fn new(names: &[String], stored_ms: BTreeMap<SnapshotId, i64>) -> Self {
+        Self {
+            snapshots: ids(names, SnapshotId::from_hex, ObjectName::Snapshot),
+            stored_ms,
+            annotations: ids(names, AnnotationId::from_hex, ObjectName::Annotation),
+            tombstones: ids(names, TombstoneName::parse, ObjectName::Tombstone),
+        }
+    }
+}
+
+fn local_names(local: &LocalDir, folder: &str) -> Result<Vec<String>> {
+    let paths = local.file_names(folder)?.into_iter();
+    Ok(paths.filter_map(|path| path.into_os_string().into_string().ok()).collect())
 }
 
 fn ids<Id: Ord + Copy>(paths: &[String], parse: fn(&str) -> Result<Id>, name: fn(Id) -> ObjectName) -> Vec<Id> {

@@ -287,6 +287,7 @@ pub(crate) async fn store(
         (status = 401, body = RefusalBody, description = "No good token"),
         (status = 403, body = RefusalBody, description = "Not with this token"),
         (status = 404, body = RefusalBody, description = "It is not there"),
+        (status = 409, body = RefusalBody, description = "Not without a lease"),
         (status = 429, body = RefusalBody, description = "Too many requests"),
     )
 )]
@@ -304,7 +305,7 @@ pub(crate) async fn delete(call: Call, Named(name): Named) -> Result<StatusCode,
             let text = format!("a token for {} must not delete {name}", token.role.name());
             return Err(Refusal::forbidden(text));
         }
-        namespace.delete(name)
+        namespace.delete(name, &token.id)
     });
     record.bytes.store(bytes.await?, Ordering::Relaxed);
     let _ = record.outcome.set("deleted");

@@ -43,6 +43,9 @@ pub(crate) struct NamespaceInfo {
     quota_bytes: Option<u64>,
     /// Packs that were found damaged when they were read again; absent where they are not.
     damaged_packs: Option<usize>,
+    /// Capacity figures as they were measured last (docs/server.md); absent where they are not.
+    #[schema(value_type = Option<Object>)]
+    capacity: Option<serde_json::Value>,
     /// The longest object that is taken, in bytes.
     object_bytes_max: u64,
     /// The server's clock, in milliseconds since the Unix epoch.
@@ -98,7 +101,8 @@ pub(crate) async fn namespace(call: Call, State(shared): State<Arc<Shared>>) -> 
         role: call.token.role.name(),
         used_bytes,
         quota_bytes,
-        damaged_packs: shared.verifier.as_ref().map(|verifier| verifier.damaged(&call.namespace.name)),
+        damaged_packs: shared.duties.verifier.as_ref().map(|verifier| verifier.damaged(&call.namespace.name)),
+        capacity: shared.duties.capacity(&call.namespace.name),
         object_bytes_max: shared.object_len_max(),
         now_ms: crate::namespace::now_ms(),
     })

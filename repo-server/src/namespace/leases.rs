@@ -106,13 +106,15 @@ impl Leases {
         put()
     }
 
-    /// Takes a snapshot in. Who holds no lease may name packs that are being deleted.
-    pub(super) fn commit(
+    /// Does something that only who holds a lease may do: who holds none may name packs that are being deleted, or delete what was
+    /// taken back.
+    pub(super) fn while_held<T>(
         &self,
         store: &Store,
         token: &str,
-        publish: impl FnOnce() -> Result<Stored, Refusal>,
-    ) -> Result<Stored, Refusal> {
+        what: &str,
+        work: impl FnOnce() -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
         // As long as this is locked no lease goes through the server.
         let held = self.held.lock();
         let mut holds = false;
@@ -120,11 +122,9 @@ impl Leases {
             holds |= store.exists(ObjectName::Lease(*id))? && !store.exists(ObjectName::Revocation(*id))?;
         }
         if !holds {
-            return Err(Refusal::conflict(
-                "a snapshot is taken only from who holds a lease, and this token holds none",
-            ));
+            return Err(Refusal::conflict(format!("{what} only by who holds a lease, and this token holds none")));
         }
-        publish()
+        work()
     }
 
     /// Does something while no lease comes, goes, or is relied on.

@@ -33,7 +33,7 @@ impl World {
 }
 
 fn open(folder: &Path, quota_mib: Option<u64>) -> Namespace {
-    let config = NamespaceConfig { path: folder.join("r"), quota_mib };
+    let config = NamespaceConfig { path: folder.join("r"), quota_mib, duties: None };
     Namespace::open("office", &config, folder).unwrap()
 }
 
@@ -126,7 +126,12 @@ fn what_does_not_fit_into_the_quota_is_refused_and_leaves_nothing() {
     let said = world.namespace.begin(second, Some(bytes.len() as u64)).err().unwrap();
     assert_eq!(said.code, "full", "before the bytes come");
     assert!(!world.namespace.has(second).unwrap());
-    world.namespace.delete(name).unwrap();
+    assert_eq!(world.namespace.delete(name, "backup").unwrap_err().status.as_u16(), 409, "nobody holds a lease");
+    let (held, id) = lease(b"lease");
+    world.put(ObjectName::Lease(id), &held).unwrap();
+    assert_eq!(world.namespace.delete(name, "other").unwrap_err().status.as_u16(), 409, "it is another's");
+    world.namespace.delete(name, "backup").unwrap();
+    world.namespace.delete(ObjectName::Lease(id), "backup").unwrap();
     assert_eq!(world.put(second, &bytes).unwrap(), Stored::New);
     let counted = world.namespace.usage().0;
     let again = open(world.folder.path(), Some(1));
@@ -177,7 +182,7 @@ fn a_renewal_makes_a_lease_young_and_one_that_is_not_renewed_is_given_up() {
     assert!(!world.namespace.store.is_held(lease).unwrap());
     assert_eq!(world.put(renewal, &bytes).unwrap_err().status.as_u16(), 409);
     assert!(world.namespace.owns("backup", id));
-    world.namespace.delete(lease).unwrap();
+    world.namespace.delete(lease, "backup").unwrap();
     assert!(!world.namespace.has(renewal).unwrap(), "it goes with its lease");
 }
 
@@ -195,7 +200,7 @@ fn a_server_that_starts_again_takes_up_its_clients_leases() {
     let again = open(folder.path(), None);
     assert!(local.is_held(name).unwrap());
     assert!(again.owns("backup", id) && !again.owns("other", id));
-    again.delete(name).unwrap();
+    again.delete(name, "backup").unwrap();
     drop(again);
     assert!(fs::read_dir(folder.path().join("leases/office")).unwrap().next().is_none());
 }

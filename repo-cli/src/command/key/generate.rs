@@ -9,6 +9,7 @@ use repo_core::ErrorKind;
 use repo_core::entropy::Entropy;
 use repo_core::error::{Error, ResultExt};
 use repo_core::id::RepositoryPin;
+use repo_core::keys::key_file::PIN_MARK;
 use repo_core::keys::recipient::PrivateKey;
 use serde::Serialize;
 
@@ -94,7 +95,7 @@ pub(super) fn bind(args: &BindArgs, invocation: &Invocation) -> Result<Exit> {
     let cannot = || format!("cannot write the key file {}", args.file.display());
     let mut file = OpenOptions::new().append(true).open(&args.file).context(cannot)?;
     // After an empty line: the rows of the key end there.
-    let written = write!(file, "\n{}{}\n", secret::PIN_MARK, pin.to_hex()).and_then(|()| file.sync_all());
+    let written = write!(file, "\n{}{}\n", PIN_MARK, pin.to_hex()).and_then(|()| file.sync_all());
     written.context(cannot)?;
     let bound = Bound { file: args.file.display().to_string(), pin: pin.to_hex() };
     invocation.print_summary(&bound, || format!("key file bound to repository pin {}\n", pin.to_hex()))?;

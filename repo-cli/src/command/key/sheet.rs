@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use repo_core::ErrorKind;
 use repo_core::entropy::Entropy;
 use repo_core::error::ResultExt;
+use repo_core::keys::key_file::KeyFile;
 use repo_core::keys::recipient::PrivateKey;
 use repo_core::keys::slot::{Grant, Lock, NewSlot};
 use repo_core::monitor::Monitor;
@@ -139,7 +140,7 @@ pub(super) fn verify(args: &VerifyArgs, invocation: &Invocation) -> Result<Exit>
     // First: a sheet of another folder must not be judged by its typing.
     invocation.place()?;
     let private = PrivateKey::from_text(&read(&args.file)?).context(|| "the sheet cannot be read")?;
-    let secret = Secret::PrivateKey(private, Vec::new());
+    let secret = Secret::PrivateKey(Box::new(KeyFile { key: private, pins: Vec::new() }));
     let repository = invocation.open_repository_by(&secret).map_err(not_of_this_repository)?;
     let slots = repository.slots().context(|| "cannot list the keys")?;
     let slot = slots.into_iter().flatten().find(|slot| slot.id == repository.slot());

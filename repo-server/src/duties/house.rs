@@ -1,0 +1,410 @@
+//! Keeping house in a repository with its structure key: retention, garbage collection, capacity figures. The server works on
+//! the folder as any process on its machine does, with leases and turns (docs/concurrency.md).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use repo_core::entropy::Entropy;
+use repo_core::keys::key_file::KeyFile;
+use repo_core::keys::slot::{Grant, Unlock};
+use repo_core::monitor::Monitor;
+use repo_core::ops::forget::{self, Request, Scope, Times};
+use repo_core::ops::gc::{GcOptions, gc};
+use repo_core::ops::open::open_session;
+use repo_core::ops::report::{Capacity, ReportOptions, report};
+use repo_core::repository::Repository;
+use repo_core::retention::Policy;
+use repo_core::retention::calendar::Clock;
+use repo_core::seal::Suite;
+use repo_core::store::Store;
+use repo_core::{Error, ErrorKind, snapshot};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::notes::{Done, Notes};
+use super::schedule::Schedule;
+use crate::config::{Config, NamespaceConfig};
+use crate::log;
+
+/// The longest key file that is read, in bytes.
+const KEY_FILE_LEN_MAX: u64 = 64 * 1024;
+/// Days that the forecast looks back, as `cairn report` does.
+const WINDOW_DAYS: u32 = 30;
+/// How long packs stay condemned, unless the configuration says otherwise, in minutes.
+const GRACE_MINUTES: u32 = 60;
+
+/// What the server may be told to do in a namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Duty {
+    /// Forgets what the policy does not keep.
+    Retention,
+    /// Collects garbage.
+    Gc,
+    /// Measures what is stored, at what ratio, and when the room is used up.
+    Capacity,
+}
+
+impl Duty {
+    /// Its name in files and on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Retention => "retention",
+            Self::Gc => "gc",
+            Self::Capacity => "capacity",
+        }
+    }
+}
+
+/// The duties in one namespace.
+pub(crate) struct House {
+    pub(crate) namespace: String,
+    path: PathBuf,
+    key_file: Option<PathBuf>,
+    quota_bytes: Option<u64>,
+    policy: Policy,
+    grace_ms: i64,
+    /// In the order in which they run: what was forgotten is collected, what was collected is not measured.
+    pub(crate) schedules: Vec<(Duty, Schedule)>,
+    zone: TimeZone,
+}
+
+impl House {
+    /// Those of all namespaces that have any.
+    pub(crate) fn all(config: &Config, zone: &TimeZone) -> Result<Vec<Self>, String> {
+        let houses = config.namespaces.iter().map(|(name, namespace)| {
+            Self::new(name, namespace, zone).map_err(|error| format!("namespace {name}: {error}"))
+        });
+        Ok(houses.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+    }
+
+    fn new(name: &str, config: &NamespaceConfig, zone: &TimeZone) -> Result<Option<Self>, String> {
+        let Some(duties) = &config.duties else { return Ok(None) };
+        let retention = duties.retention.as_ref();
+        let texts = [
+            (Duty::Retention, retention.map(|retention| &retention.schedule)),
+            (Duty::Gc, duties.gc.as_ref()),
+            (Duty::Capacity, duties.capacity.as_ref()),
+        ];
+        let texts = texts.into_iter().filter_map(|(duty, text)| Some((duty, text?)));
+        let schedules = texts.map(|(duty, text)| Ok((duty, Schedule::parse(text, zone.clone())?)));
+        Ok(Some(Self {
+            namespace: name.to_owned(),
+            path: config.path.clone(),
+            key_file: duties.key_file.clone(),
+            quota_bytes: config.quota_mib.map(|mib| mib.saturating_mul(1024 * 1024)),
+            policy: retention.map(|retention| retention.policy()).transpose()?.unwrap_or_default(),
+            grace_ms: i64::from(duties.gc_grace_minutes.unwrap_or(GRACE_MINUTES)) * 60 * 1000,
+            schedules: schedules.collect::<Result<_, String>>()?,
+            zone: zone.clone(),
+        }))
+    }
+
+    /// Runs what is due. Blocks for as long as it takes; ends early when it is told to stop.
+    pub(crate) fn run_due(&self, notes: &Notes, now_ms: i64, stop: &AtomicBool) {
+        for (duty, schedule) in &self.schedules {
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+            match notes.of(&self.namespace).duties.get(duty) {
+                Some(last) if !schedule.is_due(last.began_ms, now_ms) => {}
+                Some(_) => drop(self.run(*duty, notes, now_ms, stop)),
+                // A new one waits for its time.
+                None => {
+                    let new = Done { began_ms: now_ms, took_ms: 0, error: None, result: Value::Null };
+                    notes.update(&self.namespace, |notes| drop(notes.duties.insert(*duty, new)));
+                }
+            }
+        }
+    }
+
+    /// Runs a duty now, and notes what became of it. Where another process has the turn it stays due.
+    pub(crate) fn run(&self, duty: Duty, notes: &Notes, now_ms: i64, stop: &AtomicBool) -> Result<Value, String> {
+        let began = Instant::now();
+        let monitor = Told { namespace: &self.namespace, duty, stop };
+        let ended = self.carry_out(duty, now_ms, &monitor);
+        let fields = |outcome: Value| json!({ "namespace": self.namespace, "duty": duty.name(), "outcome": outcome });
+        let error = match &ended {
+            Ok(result) => {
+                log::line("info", "duty done", &fields(result.clone()));
+                None
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::Locked | ErrorKind::Interrupted) => {
+                log::line("info", "duty put off", &fields(error.chain().into()));
+                return Err(error.chain());
+            }
+            Err(error) => {
+                log::line("error", "duty failed", &fields(error.chain().into()));
+                Some(error.chain())
+            }
+        };
+        let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        notes.update(&self.namespace, |notes| {
+            let before = notes.duties.get(&duty).map(|done| done.result.clone());
+            let result = ended.as_ref().ok().cloned().or(before).unwrap_or_default();
+            notes.duties.insert(duty, Done { began_ms: now_ms, took_ms, error, result });
+        });
+        ended.map_err(|error| error.chain())
+    }
+
+    fn carry_out(&self, duty: Duty, now_ms: i64, monitor: &dyn Monitor) -> repo_core::Result<Value> {
+        let repository = self.open()?;
+        match duty {
+            Duty::Retention => self.forget(&repository, now_ms, monitor),
+            Duty::Gc => self.collect(repository, now_ms, monitor),
+            Duty::Capacity => self.measure(&Arc::new(repository), now_ms, monitor),
+        }
+    }
+
+    /// Opens the repository.
+    pub(crate) fn open(&self) -> repo_core::Result<Repository> {
+        let found = Repository::find(Store::open_local(&self.path)?)?;
+        let key = self.key_file.as_deref().map(read_key_file).transpose()?;
+        match (found.suite(), key) {
+            (Suite::None, _) => found.open(&Unlock::Open, Entropy::system()),
+            (Suite::Aes256Gcm, None) => {
+                Err(Error::invalid("the repository is encrypted, and its duties have no key_file"))
+            }
+            (Suite::Aes256Gcm, Some(file)) => {
+                let repository = found.open(&Unlock::PrivateKey(&file.key), Entropy::system())?;
+                if !repository.is_bound(&file.pins) {
+                    let text = "this is not the repository that the key file is bound to";
+                    return Err(Error::new(ErrorKind::Unauthenticated, text));
+                }
+                Ok(repository)
+            }
+        }
+    }
+
+    /// What the key opens, for the administrator.
+    pub(crate) fn describe(&self) -> String {
+        match self.open() {
+            Ok(repository) if repository.grant() == Grant::Structure => "key of the role structure".to_owned(),
+            Ok(repository) if repository.config.suite == Suite::None => "not encrypted, no key is needed".to_owned(),
+            Ok(repository) => {
+                let role = repository.grant().name();
+                format!("key of the role {role}: more than duties need, the server could read or add content")
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => "no repository yet".to_owned(),
+            Err(error) => format!("cannot be opened: {}", error.chain()),
+        }
+    }
+
+    /// Local time, and seconds that it is ahead of UTC.
+    fn with_clock<T>(&self, now_ms: i64, work: impl FnOnce(&Clock<'_>) -> T) -> T {
+        let end = |ms: i64| if ms < 0 { Timestamp::MIN } else { Timestamp::MAX };
+        let at = |ms: i64| Timestamp::from_millisecond(ms).unwrap_or_else(|_| end(ms));
+        let offset = |ms: i64| self.zone.to_offset(at(ms)).seconds();
+        work(&Clock { now_ms, offset: &offset })
+    }
+
+    fn forget(&self, repository: &Repository, now_ms: i64, monitor: &dyn Monitor) -> repo_core::Result<Value> {
+        let policy = self.policy.clone();
+        let request = Request::Policy { policy, scope: Scope::default(), times: Times::Both };
+        let plan = self.with_clock(now_ms, |clock| forget::forget(repository, &request, clock, monitor))?;
+        for (_, error) in &plan.unreadable {
+            monitor.damage(error);
+        }
+        let forgotten: Vec<_> = plan.forgotten().map(|planned| planned.id.to_hex()).collect();
+        Ok(json!({
+            "snapshots": plan.snapshots.len(), "forgotten": forgotten.len(), "forgotten_ids": forgotten,
+            "unreadable": plan.unreadable.len(),
+        }))
+    }
+
+    fn collect(&self, repository: Repository, now_ms: i64, monitor: &dyn Monitor) -> repo_core::Result<Value> {
+        let session = open_session(repository, None, monitor)?;
+        let options = GcOptions { grace_ms: self.grace_ms, ..GcOptions::new(now_ms) };
+        let report = gc(&session, &options, monitor)?;
+        Ok(json!({
+            "snapshots": report.snapshots,
+            "needed_bytes": report.needed_bytes,
+            "waste_bytes": report.waste_bytes,
+            "deleted_packs": report.deleted_packs,
+            "deleted_bytes": report.deleted_bytes,
+            "condemned_packs": report.condemned_packs,
+            "condemned_bytes": report.condemned_bytes,
+            "repacked_packs": report.repacked_packs,
+            "moved_bytes": report.moved_bytes,
+            "unreadable_packs": report.unreadable_packs,
+            "unreadable_waste_bytes": report.unreadable_waste_bytes,
+            "rescued_packs": report.rescued_packs,
+            "waiting_packs": report.waiting_packs,
+            "waiting_bytes": report.waiting_bytes,
+            "waits_for": report.waits_for.len(),
+        }))
+    }
+
+    fn measure(&self, repository: &Arc<Repository>, now_ms: i64, monitor: &dyn Monitor) -> repo_core::Result<Value> {
+        let (snapshots, errors) = snapshot::read_all(repository)?;
+        for (_, error) in &errors {
+            monitor.damage(error);
+        }
+        let capacity = match (self.quota_bytes, repository.store.free_bytes()) {
+            (Some(quota), _) => Capacity::Total(quota),
+            (None, Some(free)) => Capacity::Free(free),
+            (None, None) => Capacity::Unknown,
+        };
+        let cache = self.path.join("index");
+        let report = self.with_clock(now_ms, |clock| {
+            let cache = Some(cache.as_path());
+            let options = ReportOptions { clock, vdi: None, policies: &[], capacity, window_days: WINDOW_DAYS, cache };
+            report(repository, &snapshots, &options, monitor)
+        })?;
+        let (usage, figures, ratios) = (&report.usage, &report.repository, report.ratios());
+        Ok(json!({
+            "time_ms": now_ms,
+            "snapshots": figures.snapshot_count,
+            "vms": report.vms.len(),
+            "vdis": report.vdis.len(),
+            "total_bytes": usage.total(),
+            "live_bytes": usage.live(),
+            "reclaimable_bytes": usage.reclaimable(),
+            "virtual_bytes": figures.virtual_bytes,
+            "allocated_bytes": figures.allocated_bytes,
+            "distinct_bytes": usage.live_data.plain,
+            "deduplication": ratios.deduplication,
+            "compression": ratios.compression,
+            "ratio": ratios.total,
+            "capacity_bytes": report.forecast.capacity_bytes,
+            "growth_bytes_per_day": report.forecast.growth_bytes_per_day,
+            "days_left": report.forecast.days_left,
+            "damages": usage.damage_count,
+            "unreadable": errors.len(),
+        }))
+    }
+}
+
+fn read_key_file(path: &Path) -> repo_core::Result<KeyFile> {
+    let what = || format!("key file {}", path.display());
+    let cannot = |error| Error::with_source(ErrorKind::Invalid, format!("cannot read {}", what()), error);
+    if std::fs::metadata(path).map_err(cannot)?.len() > KEY_FILE_LEN_MAX {
+        return Err(Error::invalid(format!("{} is too long for one", what())));
+    }
+    let text = std::fs::read_to_string(path).map_err(cannot)?;
+    KeyFile::parse(&text).map_err(|error| error.context(format!("{} cannot be used", what())))
+}
+
+/// Tells the log, and listens whether the server is to end.
+struct Told<'a> {
+    namespace: &'a str,
+    duty: Duty,
+    stop: &'a AtomicBool,
+}
+
+impl Told<'_> {
+    fn line(&self, level: &'static str, message: &str, text: String) {
+        log::line(level, message, &json!({ "namespace": self.namespace, "duty": self.duty.name(), "text": text }));
+    }
+}
+
+impl Monitor for Told<'_> {
+    fn begin(&self, _task: &str, _total_bytes: Option<u64>) {}
+    fn advance(&self, _bytes: u64) {}
+    fn end(&self) {}
+
+    fn warn(&self, text: &str) {
+        self.line("warning", "duty warns", text.to_owned());
+    }
+
+    fn damage(&self, error: &Error) {
+        self.line("error", "duty met damage", error.chain());
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use repo_core::lease::{FORGET, Turn};
+    use repo_core::repository::InitOptions;
+
+    use super::*;
+
+    const HOUR_MS: i64 = 60 * 60 * 1000;
+
+    struct World {
+        folder: tempfile::TempDir,
+        repository: Repository,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::create_local(&folder.path().join("r")).unwrap();
+            let options = InitOptions::new(Suite::None, 0);
+            let repository = Repository::create(store, &options, &Unlock::Open, "", Entropy::seeded(1)).unwrap();
+            Self { folder, repository }
+        }
+
+        /// As after a restart.
+        fn house(&self) -> (House, Notes) {
+            let text = format!(
+                "state = \"s\"\n[namespaces.a]\npath = {:?}\n[namespaces.a.duties]\ngc = \"0 3 * * *\"\n\
+                 retention = {{ schedule = \"0 2 * * *\", keep_last = 1 }}\n",
+                self.folder.path().join("r")
+            );
+            let mut houses = House::all(&Config::parse(&text).unwrap(), &TimeZone::UTC).unwrap();
+            (houses.remove(0), Notes::open(self.folder.path()).unwrap())
+        }
+
+        /// The duties that ran at an hour.
+        fn ran_at(&self, hour: i64) -> Vec<Duty> {
+            let (house, notes) = self.house();
+            let now_ms = 4800 * HOUR_MS + hour * HOUR_MS;
+            house.run_due(&notes, now_ms, &AtomicBool::new(false));
+            let duties = notes.of("a").duties.into_iter();
+            duties.filter(|(_, done)| done.began_ms == now_ms && !done.is_new()).map(|(duty, _)| duty).collect()
+        }
+    }
+
+    #[test]
+    fn each_duty_has_its_schedule_and_what_was_missed_is_made_up_for_once() {
+        let world = World::new();
+        // The server is down from the second day to the fifth.
+        let ran: Vec<_> = [0, 1, 2, 3, 4, 25, 26, 27, 28, 120, 121, 122].map(|hour| (hour, world.ran_at(hour))).into();
+        let (retention, gc) = (Duty::Retention, Duty::Gc);
+        let expected = [(2, vec![retention]), (3, vec![gc]), (26, vec![retention]), (27, vec![gc])];
+        let expected = expected.into_iter().chain([(120, vec![retention, gc]), (122, vec![retention])]);
+        let ran: Vec<_> = ran.into_iter().filter(|(_, duties)| !duties.is_empty()).collect();
+        assert_eq!(ran, expected.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_duty_that_is_refused_the_turn_stays_due_and_one_that_fails_says_so_until_it_succeeds() {
+        let world = World::new();
+        world.ran_at(0);
+        let turn = Turn::at_snapshots(&world.repository, FORGET).unwrap();
+        // The lock is waited for; a client of the server has the lease alone.
+        let lease = repo_core::lease::Lease::put(&world.repository, FORGET).unwrap();
+        drop(turn);
+        assert_eq!(world.ran_at(2), []);
+        drop(lease);
+        assert_eq!(world.ran_at(2), [Duty::Retention]);
+
+        let config = world.folder.path().join("r/config");
+        let bytes = std::fs::read(&config).unwrap();
+        std::fs::remove_file(&config).unwrap();
+        assert_eq!(world.ran_at(3), [Duty::Gc]);
+        let noted = || world.house().1.of("a").duties.remove(&Duty::Gc).unwrap();
+        assert!(noted().error.is_some() && noted().result.is_null(), "{:?}", noted());
+        std::fs::write(&config, bytes).unwrap();
+        assert_eq!(world.ran_at(27), [Duty::Retention, Duty::Gc]);
+        assert!(noted().error.is_none() && noted().result["snapshots"] == 0, "{:?}", noted());
+    }
+
+    #[test]
+    fn a_server_that_is_told_to_end_begins_no_duty() {
+        let world = World::new();
+        world.ran_at(0);
+        let (house, notes) = world.house();
+        house.run_due(&notes, 4900 * HOUR_MS, &AtomicBool::new(true));
+        assert!(notes.of("a").duties.values().all(Done::is_new));
+    }
+}
