@@ -349,7 +349,8 @@ fn a_program_that_tries_what_the_description_allows_finds_no_failure_of_the_serv
     command
         .args(["run", &format!("https://{}/v1/openapi.json", server.address), "--tls-verify", "false"])
         .args(["--checks", CHECKS, "--phases", "coverage,fuzzing", "--max-examples", "60"])
-        .args(["--seed", "1", "--workers", "2", "--generation-database", "none", "--no-color"])
+        // One worker: with more, CPython 3.11 now and then fails in its own parser ("AST constructor recursion depth mismatch").
+        .args(["--seed", "1", "--workers", "1", "--generation-database", "none", "--no-color"])
         .args(["--header", &format!("Authorization: Bearer {}", server.token("operator", "office"))])
         .current_dir(server.path(""));
     let ran = run(&mut command);
