@@ -2,6 +2,7 @@
 
 mod attempts;
 mod duties;
+mod faults;
 
 use std::collections::BTreeMap;
 use std::io::Write;

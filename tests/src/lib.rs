@@ -9,3 +9,4 @@ pub mod proxy;
 pub mod s3;
 pub mod server;
 pub mod vhd;
+pub mod wire;

@@ -167,7 +167,9 @@ impl Server {
 
     /// A `cairn` command on a namespace, on a machine whose files are in `home`.
     pub fn cairn(&self, home: &Path, namespace: &str, token: &str) -> Command {
-        Self::cairn_at(&self.address, home, namespace, token)
+        let mut command = Self::cairn_at(&self.address, home, namespace, token);
+        command.args(["--retry-for", "0"]);
+        command
     }
 
     /// The same, for a server at an address.
@@ -176,7 +178,7 @@ impl Server {
         for name in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"] {
             command.env_remove(name);
         }
-        command.env_remove("CAIRN_FINGERPRINT").env("CAIRN_TOKEN", token).env("HOME", home).args(["--retry-for", "0"]);
+        command.env_remove("CAIRN_FINGERPRINT").env("CAIRN_TOKEN", token).env("HOME", home);
         command
     }
 

@@ -30,7 +30,7 @@ impl Client {
 
     fn cairn(&self, role: &str, arguments: &[&str]) -> Command {
         let mut command = Server::cairn_at(&self.address, self.home.path(), "office", &self.tokens[role]);
-        command.args(arguments);
+        command.args(["--retry-for", "0"]).args(arguments);
         command
     }
 }
