@@ -159,6 +159,7 @@ def cbor_map(data, name):
         major, n = divmod(take(1)[0], 32)
         if n > 27 or depth > 16:
             raise Damage(f"{name}: CBOR that is indefinite, reserved or nested too deep")
+        simple = {20: False, 21: True}.get(n) if major == 7 else None
         if n > 23:
             n = int.from_bytes(take(1 << (n - 24)), "big")
         if major < 2:
@@ -172,7 +173,7 @@ def cbor_map(data, name):
             if not all(type(key) in (int, str) for key, _ in pairs) or len(dict(pairs)) != n:
                 raise Damage(f"{name}: a CBOR map with a strange or repeated key")
             return dict(pairs)
-        return item(depth + 1) if major == 6 else None
+        return item(depth + 1) if major == 6 else simple
 
     value = item()
     if not isinstance(value, dict) or at != len(data):
@@ -432,7 +433,7 @@ class Repository:
         key = derive("cairn v1 snapshot key", self.key("structure") + data[16:48])
         record = cbor_map(unseal(self.suite, key, ZERO_NONCE, self.id + data[:52], data[52:], name), name)
         result = {"id": path.name, "time": field(record, 0, int, name, -inf),
-                  "committed": field(record, 1, int, name, -inf), "vm": None, "disks": []}
+                  "committed": field(record, 1, int, name, -inf), "vm": None, "disks": [], "record": plain(record)}
         if 2 in record:
             result["vm"] = field(record, 2, str, name)
         for disk in field(record, 3, list, name):
@@ -490,6 +491,15 @@ def when(milliseconds):
     except OverflowError:
         return f"{milliseconds} ms"
     return time.isoformat(timespec="milliseconds") + "Z"
+
+
+def plain(value):
+    """A record as JSON can say it: bytes as hexadecimal digits, keys as text."""
+    if isinstance(value, dict):
+        return {str(key): plain(value[key]) for key in sorted(value)}
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    return value.hex() if isinstance(value, bytes) else value
 
 
 def command_list(repo, args):
