@@ -1,9 +1,13 @@
-//! A line between a client and a server, below what they say: it carries bytes, and breaks off after any of them.
+//! A line between a client and a server, below what they say: it carries bytes, and breaks off after any of them, or holds
+//! up what a client says from its n-th word on.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
 
 use crate::model::mix;
 
@@ -35,6 +39,22 @@ struct Shared {
     broken: AtomicU64,
     is_calm: AtomicBool,
     ended: AtomicBool,
+    hold: Mutex<Hold>,
+    held: Condvar,
+}
+
+/// What is not let through.
+#[derive(Debug, Default)]
+struct Hold {
+    /// Clients began to speak so often since the last hold: a handshake or a request each.
+    words: u64,
+    /// The first word that is held up.
+    from: Option<u64>,
+    /// Words that are held up.
+    waiting: u64,
+    /// How many times what was held up has been let go, and whether it went on then or was dropped.
+    releases: u64,
+    goes_on: bool,
 }
 
 impl Wire {
@@ -53,6 +73,8 @@ impl Wire {
             broken: AtomicU64::new(0),
             is_calm: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            hold: Mutex::default(),
+            held: Condvar::new(),
         });
         let serving = shared.clone();
         std::thread::spawn(move || {
@@ -70,6 +92,31 @@ impl Wire {
     /// From now on nothing breaks.
     pub fn calm(&self) {
         self.shared.is_calm.store(true, Ordering::SeqCst);
+    }
+
+    /// Counts words from here on, and holds up those from the n-th on, 0 the first.
+    pub fn hold_from(&self, word: u64) {
+        let mut hold = self.shared.hold.lock();
+        (hold.words, hold.from) = (0, Some(word));
+    }
+
+    /// Waits some milliseconds for a word to be held up; says whether one is.
+    pub fn is_holding(&self) -> bool {
+        let mut hold = self.shared.hold.lock();
+        if hold.waiting == 0 {
+            self.shared.held.wait_for(&mut hold, Duration::from_millis(5));
+        }
+        hold.waiting > 0
+    }
+
+    /// Holds up nothing any more. What was held up arrives late, or never. Gives the words there were.
+    pub fn let_go(&self, arrives: bool) -> u64 {
+        let mut hold = self.shared.hold.lock();
+        (hold.from, hold.goes_on) = (None, arrives);
+        hold.releases += 1;
+        self.shared.held.notify_all();
+        self.shared.held.wait_while(&mut hold, |hold| hold.waiting > 0);
+        hold.words
     }
 
     /// Bytes that were carried.
@@ -105,16 +152,46 @@ impl Shared {
         });
         let to_server = draw & 16 == 0;
         let (Ok(client_too), Ok(server_too)) = (client.try_clone(), server.try_clone()) else { return };
+        let is_answered = Arc::new(AtomicBool::new(true));
         let there = {
-            let (shared, plan) = (self.clone(), plan.filter(|_| to_server));
-            std::thread::spawn(move || shared.carry(client, server, plan))
+            let (shared, plan, is_answered) = (self.clone(), plan.filter(|_| to_server), is_answered.clone());
+            // Whoever speaks after an answer begins something new.
+            let speaks = move |shared: &Self| !is_answered.swap(false, Ordering::SeqCst) || shared.pass();
+            std::thread::spawn(move || shared.carry(client, server, plan, speaks))
         };
-        self.carry(server_too, client_too, plan.filter(|_| !to_server));
+        let answers = move |_: &Self| {
+            is_answered.store(true, Ordering::SeqCst);
+            true
+        };
+        self.carry(server_too, client_too, plan.filter(|_| !to_server), answers);
         let _ = there.join();
     }
 
-    /// Carries one direction until it ends, or breaks.
-    fn carry(&self, mut from: TcpStream, mut to: TcpStream, plan: Option<(Break, u64)>) {
+    /// Lets a word through once it may go; says whether it is to go on.
+    fn pass(&self) -> bool {
+        let mut hold = self.hold.lock();
+        let number = hold.words;
+        hold.words += 1;
+        if hold.from.is_none_or(|from| number < from) {
+            return true;
+        }
+        let releases = hold.releases;
+        hold.waiting += 1;
+        self.held.notify_all();
+        self.held.wait_while(&mut hold, |hold| hold.releases == releases);
+        hold.waiting -= 1;
+        self.held.notify_all();
+        hold.goes_on
+    }
+
+    /// Carries one direction until it ends, or breaks, or may not go on.
+    fn carry(
+        &self,
+        mut from: TcpStream,
+        mut to: TcpStream,
+        plan: Option<(Break, u64)>,
+        may_go: impl Fn(&Self) -> bool,
+    ) {
         let mut buffer = [0; 16 * 1024];
         let mut carried = 0;
         while let Ok(count @ 1..) = from.read(&mut buffer) {
@@ -122,6 +199,9 @@ impl Shared {
             let due = plan.filter(|(_, at)| (carried..carried + count as u64).contains(at));
             carried += count as u64;
             self.carried.fetch_add(count as u64, Ordering::SeqCst);
+            if !may_go(self) {
+                break;
+            }
             let Some((how, at)) = due else {
                 if to.write_all(bytes).is_err() {
                     break;

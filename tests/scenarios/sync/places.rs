@@ -1,6 +1,9 @@
 //! Copies of one repository in folders, object stores and on servers, worked on from one machine. Each has keys of access of its
 //! own, and packs of its own: what the machine keeps of one must not be taken for what is in another.
 
+mod killed;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -18,10 +21,16 @@ struct World {
     here: Server,
     there: Server,
     tokens: [String; 2],
+    /// Where to reach a place, if not at its own address.
+    lines: BTreeMap<Where, String>,
+    /// What a copy is called in a place, if not as usual.
+    copies: BTreeMap<Where, String>,
+    /// What opens the repositories, if not the passphrase, which takes its time.
+    key_file: Option<PathBuf>,
 }
 
 /// Where a copy is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Where {
     Folder,
     Near,
@@ -34,19 +43,37 @@ enum Where {
 impl World {
     fn new() -> Self {
         let (here, there) = (Server::start(""), Server::start(""));
-        let tokens = [&here, &there].map(|server| server.token("admin", "office"));
+        let tokens = [&here, &there].map(|server| server.token("admin", "*"));
         let home = tempfile::tempdir().unwrap();
         let (near, far) = (S3Server::start(), S3Server::start());
-        let profiles = [("near", &near), ("far", &far)].map(|(name, store)| {
+        let (lines, copies) = (BTreeMap::new(), BTreeMap::new());
+        let world = Self { home, near, far, here, there, tokens, lines, copies, key_file: None };
+        std::fs::create_dir(world.path(".aws")).unwrap();
+        world.write_profiles();
+        world
+    }
+
+    fn write_profiles(&self) {
+        let profiles = [("near", Where::Near), ("far", Where::Far)].map(|(name, place)| {
             format!(
                 "[{name}]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\nregion = us-east-1\n\
                  endpoint_url = http://{}\n",
-                store.address
+                self.address(place)
             )
         });
-        std::fs::create_dir(home.path().join(".aws")).unwrap();
-        std::fs::write(home.path().join(".aws/credentials"), profiles.concat()).unwrap();
-        Self { home, near, far, here, there, tokens }
+        std::fs::write(self.path(".aws/credentials"), profiles.concat()).unwrap();
+    }
+
+    /// `127.0.0.1:PORT` of a server.
+    fn address(&self, place: Where) -> &str {
+        let own = match place {
+            Where::Folder => unreachable!("a folder is on this machine"),
+            Where::Near => &self.near.address,
+            Where::Far => &self.far.address,
+            Where::Here => &self.here.address,
+            Where::There => &self.there.address,
+        };
+        self.lines.get(&place).unwrap_or(own)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -54,12 +81,12 @@ impl World {
     }
 
     fn name(&self, place: Where) -> String {
+        let copy = |usual| self.copies.get(&place).map_or(usual, String::as_str);
         match place {
-            Where::Folder => self.path("folder").display().to_string(),
-            Where::Near => self.near.place("r"),
-            Where::Far => self.far.place("r"),
-            Where::Here => format!("https://{}/office", self.here.address),
-            Where::There => format!("https://{}/office", self.there.address),
+            Where::Folder => self.path(copy("folder")).display().to_string(),
+            Where::Near => self.near.place(copy("r")),
+            Where::Far => self.far.place(copy("r")),
+            Where::Here | Where::There => format!("https://{}/{}", self.address(place), copy("office")),
         }
     }
 
@@ -76,9 +103,10 @@ impl World {
             command.env_remove(name);
         }
         command.env("HOME", self.home.path()).args(["--retry-for", "0"]);
+        command.envs(self.key_file.iter().map(|file| ("CAIRN_KEY_FILE", file)));
         match place {
             Where::Folder => {}
-            Where::Near => drop(command.envs(variables(&self.near.address))),
+            Where::Near => drop(command.envs(variables(self.address(place)))),
             Where::Far => drop(command.env("AWS_PROFILE", "far")),
             Where::Here => drop(command.env("CAIRN_TOKEN", &self.tokens[0])),
             Where::There => drop(command.env("CAIRN_TOKEN", &self.tokens[1])),
