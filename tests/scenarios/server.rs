@@ -3,6 +3,7 @@
 mod attempts;
 mod duties;
 mod faults;
+mod silence;
 
 use std::collections::BTreeMap;
 use std::io::Write;

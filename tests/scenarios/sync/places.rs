@@ -182,6 +182,39 @@ fn copies_in_all_kinds_of_places_are_worked_on_from_one_machine() {
 }
 
 #[test]
+fn copies_elsewhere_make_imports_no_dearer() {
+    let world = World::new();
+    let import = |place, seed| {
+        let image = world.path("disk.raw");
+        ModelDisk::scattered(6 << 20, 3, seed).write_raw(&image);
+        let done = json(world.cairn(place).arg("import").arg(image).args(["--vdi", "a"]));
+        ["requests", "downloaded_bytes"]
+            .map(|field| done["traffic"][field].as_u64().unwrap_or_else(|| panic!("{done}")))
+    };
+    run(world.cairn(Where::Near).arg("init"));
+    import(Where::Near, 1);
+    let alone = import(Where::Near, 2);
+    let places = [Where::Near, Where::Far, Where::Here, Where::There];
+    for pair in places.windows(2) {
+        run(world.sync(pair[0], pair[1]).arg("--init"));
+    }
+    // From the first import on the machine knows each of them.
+    for place in places {
+        import(place, 3);
+    }
+    for seed in 4..7 {
+        for place in places {
+            let [requests, received] = import(place, seed);
+            println!("{place:?}: {requests} requests, {received} bytes received; {alone:?} before there were copies");
+            assert!(
+                requests <= alone[0] && received <= alone[1] + 4096,
+                "{place:?}: {requests} requests, {received} bytes"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_token_is_shown_to_no_other_server() {
     let world = World::new();
     run(world.cairn(Where::Here).arg("init"));
