@@ -16,12 +16,13 @@ endif
 
 CARGO_FLAGS = --release --workspace --locked
 
-.PHONY: help demo test test-ceph round-trip build deps oracles fmt lint doc bench fuzz
+.PHONY: help demo test test-ceph test-s3s round-trip build deps oracles fmt lint doc bench fuzz
 
 help:
 	@echo 'make demo    install, build, back up and restore a real disk image, and print what happened'
 	@echo 'make test    install, build, run all tests'
 	@echo 'make test-ceph     the scenarios on S3 against a Ceph RGW (needs ceph-mon ceph-osd radosgw)'
+	@echo 'make test-s3s      the same against s3s-fs (needs the program)'
 	@echo 'make round-trip IMAGES="DAY1 DAY2..."    raw images of one disk: delta by delta in, and out in every form'
 	@echo 'make lint    formatting, clippy and documentation, as CI runs them'
 	@echo 'make bench   stage benchmarks'
@@ -45,6 +46,9 @@ test: build oracles
 
 test-ceph: build oracles
 	@scripts/test-ceph
+
+test-s3s: build oracles
+	@scripts/test-s3s
 
 round-trip: build
 	@scripts/round-trip $(ROUND_TRIP_FLAGS) $(IMAGES)
