@@ -91,14 +91,25 @@ pub struct CloudSettings {
     pub traffic: Arc<Traffic>,
 }
 
-/// What tells a place apart from all others: the endpoint, too, since any two have buckets of one name.
+/// Settings that say which store a bucket's name is looked up in. Of several endpoints the vendor's rules choose one.
+const STORE_KEYS: [&str; 9] = [
+    "aws_endpoint",
+    "aws_endpoint_url",
+    "aws_endpoint_url_s3",
+    "azure_endpoint",
+    "azure_storage_account_name",
+    "azure_storage_endpoint",
+    "azure_storage_use_emulator",
+    "azure_use_fabric_endpoint",
+    "google_base_url",
+];
+
+/// What tells a place apart from all others: the endpoint, too, since any two have buckets of one name. One place that is reached
+/// in two ways may have two addresses; two places never have one.
 pub fn address(place: &CloudPlace, settings: &CloudSettings) -> String {
-    let endpoints =
-        ["aws_endpoint_url", "aws_endpoint_url_s3", "aws_endpoint", "azure_endpoint", "azure_storage_endpoint"];
-    let endpoints = endpoints.iter().chain(&["azure_storage_account_name", "google_base_url"]);
-    let value = |name: &&str| settings.values.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
-    let endpoint = endpoints.filter_map(value).next().unwrap_or_default().trim_end_matches('/');
-    format!("{:?} {} {} {endpoint}", place.kind, place.bucket, place.prefix)
+    let value = |key: &&str| settings.values.iter().find(|(known, _)| known == key).map(|(_, value)| value.as_str());
+    let known = STORE_KEYS.iter().filter_map(|key| Some(format!(" {key}={}", value(key)?.trim_end_matches('/'))));
+    format!("{:?} {} {}{}", place.kind, place.bucket, place.prefix, known.collect::<String>())
 }
 
 /// The store at a place. Nothing is asked of it yet.
@@ -162,6 +173,7 @@ pub fn connect(place: &CloudPlace, settings: &CloudSettings) -> Result<Arc<dyn O
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::traffic::TrafficLimits;
 
     #[test]
     fn urls_name_a_bucket_and_a_prefix() {
@@ -175,5 +187,35 @@ mod tests {
         for bad in ["s3://", "s3:///x", "s3://b/a//b", "s3://b/../c", "s3://b/a b", "s3://b?x/y"] {
             assert_eq!(CloudPlace::parse(bad).unwrap_err().kind(), ErrorKind::Invalid, "{bad}");
         }
+    }
+    #[test]
+    fn places_in_different_stores_have_different_addresses() {
+        let address = |url: &str, values: &[(&str, &str)]| {
+            let values = values.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            let settings = CloudSettings {
+                values,
+                retry_for: Duration::ZERO,
+                traffic: Arc::new(Traffic::new(TrafficLimits::default())),
+            };
+            address(&CloudPlace::parse(url).unwrap().unwrap(), &settings)
+        };
+        let common = ("aws_endpoint_url", "https://common");
+        let places = [
+            address("s3://b/p", &[]),
+            address("s3://b", &[]),
+            address("gs://b/p", &[]),
+            address("s3://b/p", &[common]),
+            // The more special one counts.
+            address("s3://b/p", &[common, ("aws_endpoint_url_s3", "https://one")]),
+            address("s3://b/p", &[common, ("aws_endpoint_url_s3", "https://other")]),
+            address("az://b/p", &[("azure_endpoint", "http://e"), ("azure_storage_account_name", "one")]),
+            address("az://b/p", &[("azure_endpoint", "http://e"), ("azure_storage_account_name", "other")]),
+        ];
+        let different: std::collections::BTreeSet<_> = places.iter().collect();
+        assert_eq!(different.len(), places.len(), "{places:?}");
+        let secret = address("s3://b/p", &[("aws_secret_access_key", "s"), ("aws_region", "r")]);
+        assert_eq!(secret, places[0], "credentials may change");
+        let slash = ("aws_endpoint_url", "https://common/");
+        assert_eq!(address("s3://b/p/", &[slash]), places[3]);
     }
 }
