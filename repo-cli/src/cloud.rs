@@ -2,7 +2,6 @@
 
 mod profile;
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,7 +71,7 @@ impl CloudRepo {
     }
 
     fn settings(&self, network: &Network, profile: Option<&str>) -> Result<CloudSettings> {
-        let mut values = of_environment(self.place.variable_prefix(), std::env::vars_os());
+        let mut values = cloud::of_environment(self.place.variable_prefix(), std::env::vars_os());
         if let Some(profile) = profile {
             only_profile(&mut values, profile);
         }
@@ -102,13 +101,6 @@ fn only_profile(values: &mut Vec<(String, String)>, profile: &str) {
 
 fn home() -> Option<PathBuf> {
     std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute())
-}
-
-/// The variables that begin with `prefix`, their names in lowercase. Empty ones are not set.
-fn of_environment(prefix: &str, variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<(String, String)> {
-    let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
-    let ours = variables.filter_map(text).filter(|(name, value)| name.starts_with(prefix) && !value.is_empty());
-    ours.map(|(name, value)| (name.to_ascii_lowercase(), value)).collect()
 }
 
 /// Fails where requests could only be refused, or would wait for a metadata service that is not there.
@@ -162,14 +154,6 @@ pub(crate) fn hint(text: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn variables_become_settings_and_empty_ones_do_not() {
-        let variables = [("AWS_REGION", "x"), ("AWS_TOKEN", ""), ("HOME", "/"), ("aws_region", "y")];
-        let variables = variables.map(|(name, value)| (OsString::from(name), OsString::from(value)));
-        let found = of_environment("AWS_", variables.into_iter());
-        assert_eq!(found, [("aws_region".to_owned(), "x".to_owned())]);
-    }
 
     #[test]
     fn without_credentials_it_ends_at_once_and_says_where_they_come_from() {

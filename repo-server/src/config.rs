@@ -132,6 +132,34 @@ pub struct DutiesConfig {
     pub retention: Option<RetentionConfig>,
     /// When capacity is measured.
     pub capacity: Option<String>,
+    /// Copies that are kept up to date, by label.
+    #[serde(default)]
+    pub sync: BTreeMap<String, SyncConfig>,
+}
+
+/// A sync with a copy of the namespace's repository.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SyncConfig {
+    /// When.
+    pub schedule: String,
+    /// Where snapshots come from: a path, or the URL of a server or an object store.
+    pub from: Option<String>,
+    /// Where they go to.
+    pub to: Option<String>,
+    /// The file with the token for that server.
+    pub token_file: Option<PathBuf>,
+    /// The fingerprint of its certificate, or `authorities`.
+    pub fingerprint: Option<String>,
+    /// Only snapshots of this VM.
+    pub vm: Option<String>,
+    /// Only snapshots with one of these disks.
+    #[serde(default)]
+    pub vdis: Vec<String>,
+    /// Only the newest of each disk, so many.
+    pub newest: Option<usize>,
+    /// Only snapshots that are at most this old: `30d`, `8w`, `1y6m`, `36h`.
+    pub since: Option<String>,
 }
 
 impl Config {
@@ -201,8 +229,12 @@ impl Config {
     fn relative_to(mut self, folder: &Path) -> Self {
         let paths = [Some(&mut self.state), self.tls.certificate.as_mut(), self.tls.key.as_mut()];
         let of_namespaces = self.namespaces.values_mut().flat_map(|namespace| {
-            let key_file = namespace.duties.as_mut().and_then(|duties| duties.key_file.as_mut());
-            std::iter::once(&mut namespace.path).chain(key_file)
+            let duties = namespace.duties.iter_mut();
+            let of_duties = duties.flat_map(|duties| {
+                let tokens = duties.sync.values_mut().filter_map(|sync| sync.token_file.as_mut());
+                duties.key_file.iter_mut().chain(tokens)
+            });
+            std::iter::once(&mut namespace.path).chain(of_duties)
         });
         for path in paths.into_iter().flatten().chain(of_namespaces) {
             *path = folder.join(&*path);
@@ -257,6 +289,14 @@ mod tests {
                 "keep_within",
             ),
             ("[namespaces.a]\npath = \"a\"\nduties = { collect = \"0 1 * * *\" }\n", "collect"),
+            (
+                "[namespaces.a]\npath = \"a\"\nduties.sync.b = { schedule = \"0 1 * * *\", from = \"/a\", to = \"/b\" }\n",
+                "sync b: give either from or to",
+            ),
+            (
+                "[namespaces.a]\npath = \"a\"\nduties.sync.b = { schedule = \"0 1 * * *\", to = \"https://h/b\" }\n",
+                "token_file",
+            ),
             ("[limits]\nburst = 0\n[namespaces.a]\npath = \"a\"\n", "burst"),
         ];
         for (text, says) in wrong {

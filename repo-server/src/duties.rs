@@ -5,8 +5,10 @@
 //! became of each stands in `duties.json` of the state folder ([`Notes`]).
 
 mod command;
+mod duty;
 mod house;
 mod notes;
+mod partner;
 mod schedule;
 mod verify;
 
@@ -19,7 +21,7 @@ use serde_json::Value;
 use crate::config::Config;
 use crate::namespace::Namespace;
 pub use command::{ShownDuty, describe_keys, duties_text, run_duties, shown_duties};
-pub use house::Duty;
+pub use duty::Duty;
 pub(crate) use house::House;
 pub(crate) use notes::Notes;
 pub(crate) use schedule::Schedule;

@@ -48,8 +48,7 @@ enum DutiesCommand {
     Run {
         /// Only in this namespace
         namespace: Option<String>,
-        /// Only this duty
-        #[arg(value_enum)]
+        /// Only this duty: retention, gc, capacity, or sync:LABEL
         duty: Option<Duty>,
         /// Print JSON
         #[arg(long)]
@@ -143,7 +142,7 @@ fn duties(command: &DutiesCommand, config: &Config) -> Result<(), String> {
     let now_ms = Timestamp::now().as_millisecond();
     let (shown, json) = match command {
         DutiesCommand::Run { namespace, duty, json } => {
-            (repo_server::run_duties(config, namespace.as_deref(), *duty, now_ms)?, *json)
+            (repo_server::run_duties(config, namespace.as_deref(), duty.as_ref(), now_ms)?, *json)
         }
         DutiesCommand::Show { json } => (repo_server::shown_duties(config, now_ms)?, *json),
     };

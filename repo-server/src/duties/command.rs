@@ -37,16 +37,16 @@ pub struct ShownDuty {
 pub fn run_duties(
     config: &Config,
     namespace: Option<&str>,
-    duty: Option<Duty>,
+    duty: Option<&Duty>,
     now_ms: i64,
 ) -> Result<Vec<ShownDuty>, String> {
     let duties = Duties::open(config, &TimeZone::system())?;
     let mut shown = Vec::new();
     for house in duties.houses.iter().filter(|house| namespace.is_none_or(|name| house.namespace == name)) {
-        for (what, _) in house.schedules.iter().filter(|(what, _)| duty.is_none_or(|duty| duty == *what)) {
-            let ended = house.run(*what, &duties.notes, now_ms, &AtomicBool::new(false));
+        for (what, _) in house.schedules.iter().filter(|(what, _)| duty.is_none_or(|duty| duty == what)) {
+            let ended = house.run(what, &duties.notes, now_ms, &AtomicBool::new(false));
             let error = ended.err();
-            shown.push(ShownDuty { error, ..duties.shown(house, *what, now_ms) });
+            shown.push(ShownDuty { error, ..duties.shown(house, what, now_ms) });
         }
     }
     match shown.is_empty() {
@@ -61,8 +61,7 @@ pub fn run_duties(
 /// When what is noted of them cannot be read.
 pub fn shown_duties(config: &Config, now_ms: i64) -> Result<Vec<ShownDuty>, String> {
     let duties = Duties::open(config, &TimeZone::system())?;
-    let of = |house| move |(duty, _): &(Duty, _)| (house, *duty);
-    let all = duties.houses.iter().flat_map(|house| house.schedules.iter().map(of(house)));
+    let all = duties.houses.iter().flat_map(|house| house.schedules.iter().map(move |(duty, _)| (house, duty)));
     Ok(all.map(|(house, duty)| duties.shown(house, duty, now_ms)).collect())
 }
 
@@ -83,7 +82,7 @@ pub fn duties_text(shown: &[ShownDuty]) -> String {
     };
     let mut text = String::new();
     for duty in shown {
-        let name = format!("{} {}", duty.namespace, duty.duty.name());
+        let name = format!("{} {}", duty.namespace, duty.duty);
         let _ = writeln!(text, "{name}: last {}, next {}", time(duty.began_ms), time(duty.next_ms));
         if let Some(error) = &duty.error {
             let _ = writeln!(text, "  failed: {error}");
@@ -96,13 +95,13 @@ pub fn duties_text(shown: &[ShownDuty]) -> String {
 }
 
 impl Duties {
-    fn shown(&self, house: &House, duty: Duty, now_ms: i64) -> ShownDuty {
-        let done = self.notes.of(&house.namespace).duties.remove(&duty);
-        let schedule = house.schedules.iter().find(|(other, _)| *other == duty).map(|(_, schedule)| schedule);
+    fn shown(&self, house: &House, duty: &Duty, now_ms: i64) -> ShownDuty {
+        let done = self.notes.of(&house.namespace).duties.remove(duty);
+        let schedule = house.schedules.iter().find(|(other, _)| other == duty).map(|(_, schedule)| schedule);
         let last_ms = done.as_ref().map_or(now_ms, |done| done.began_ms);
         ShownDuty {
             namespace: house.namespace.clone(),
-            duty,
+            duty: duty.clone(),
             began_ms: done.as_ref().filter(|done| !done.is_new()).map(|done| done.began_ms),
             took_ms: done.as_ref().filter(|done| !done.is_new()).map(|done| done.took_ms),
             error: done.as_ref().and_then(|done| done.error.clone()),

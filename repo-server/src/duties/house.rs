@@ -1,6 +1,7 @@
 //! Keeping house in a repository with its structure key: retention, garbage collection, capacity figures. The server works on
 //! the folder as any process on its machine does, with leases and turns (docs/concurrency.md).
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,16 +17,18 @@ use repo_core::ops::forget::{self, Request, Scope, Times};
 use repo_core::ops::gc::{GcOptions, gc};
 use repo_core::ops::open::open_session;
 use repo_core::ops::report::{Capacity, ReportOptions, report};
-use repo_core::repository::Repository;
+use repo_core::ops::sync;
+use repo_core::repository::{Found, Repository};
 use repo_core::retention::Policy;
 use repo_core::retention::calendar::Clock;
 use repo_core::seal::Suite;
-use repo_core::store::Store;
+use repo_core::store::{ObjectName, Store};
 use repo_core::{Error, ErrorKind, snapshot};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::duty::Duty;
 use super::notes::{Done, Notes};
+use super::partner::{Direction, Partner};
 use super::schedule::Schedule;
 use crate::config::{Config, NamespaceConfig};
 use crate::log;
@@ -37,29 +40,6 @@ const WINDOW_DAYS: u32 = 30;
 /// How long packs stay condemned, unless the configuration says otherwise, in minutes.
 const GRACE_MINUTES: u32 = 60;
 
-/// What the server may be told to do in a namespace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Duty {
-    /// Forgets what the policy does not keep.
-    Retention,
-    /// Collects garbage.
-    Gc,
-    /// Measures what is stored, at what ratio, and when the room is used up.
-    Capacity,
-}
-
-impl Duty {
-    /// Its name in files and on the command line.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Retention => "retention",
-            Self::Gc => "gc",
-            Self::Capacity => "capacity",
-        }
-    }
-}
-
 /// The duties in one namespace.
 pub(crate) struct House {
     pub(crate) namespace: String,
@@ -68,6 +48,7 @@ pub(crate) struct House {
     quota_bytes: Option<u64>,
     policy: Policy,
     grace_ms: i64,
+    partners: BTreeMap<String, Partner>,
     /// In the order in which they run: what was forgotten is collected, what was collected is not measured.
     pub(crate) schedules: Vec<(Duty, Schedule)>,
     zone: TimeZone,
@@ -77,12 +58,13 @@ impl House {
     /// Those of all namespaces that have any.
     pub(crate) fn all(config: &Config, zone: &TimeZone) -> Result<Vec<Self>, String> {
         let houses = config.namespaces.iter().map(|(name, namespace)| {
-            Self::new(name, namespace, zone).map_err(|error| format!("namespace {name}: {error}"))
+            Self::new(name, namespace, &config.state.join("cache"), zone)
+                .map_err(|error| format!("namespace {name}: {error}"))
         });
         Ok(houses.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
     }
 
-    fn new(name: &str, config: &NamespaceConfig, zone: &TimeZone) -> Result<Option<Self>, String> {
+    fn new(name: &str, config: &NamespaceConfig, cache: &Path, zone: &TimeZone) -> Result<Option<Self>, String> {
         let Some(duties) = &config.duties else { return Ok(None) };
         let retention = duties.retention.as_ref();
         let texts = [
@@ -91,6 +73,11 @@ impl House {
             (Duty::Capacity, duties.capacity.as_ref()),
         ];
         let texts = texts.into_iter().filter_map(|(duty, text)| Some((duty, text?)));
+        let texts = texts.chain(duties.sync.iter().map(|(label, sync)| (Duty::Sync(label.clone()), &sync.schedule)));
+        let partners = duties.sync.iter().map(|(label, sync)| {
+            let partner = Partner::new(sync, cache).map_err(|error| format!("sync {label}: {error}"))?;
+            Ok((label.clone(), partner))
+        });
         let schedules = texts.map(|(duty, text)| Ok((duty, Schedule::parse(text, zone.clone())?)));
         Ok(Some(Self {
             namespace: name.to_owned(),
@@ -99,6 +86,7 @@ impl House {
             quota_bytes: config.quota_mib.map(|mib| mib.saturating_mul(1024 * 1024)),
             policy: retention.map(|retention| retention.policy()).transpose()?.unwrap_or_default(),
             grace_ms: i64::from(duties.gc_grace_minutes.unwrap_or(GRACE_MINUTES)) * 60 * 1000,
+            partners: partners.collect::<Result<_, String>>()?,
             schedules: schedules.collect::<Result<_, String>>()?,
             zone: zone.clone(),
         }))
@@ -112,22 +100,22 @@ impl House {
             }
             match notes.of(&self.namespace).duties.get(duty) {
                 Some(last) if !schedule.is_due(last.began_ms, now_ms) => {}
-                Some(_) => drop(self.run(*duty, notes, now_ms, stop)),
+                Some(_) => drop(self.run(duty, notes, now_ms, stop)),
                 // A new one waits for its time.
                 None => {
                     let new = Done { began_ms: now_ms, took_ms: 0, error: None, result: Value::Null };
-                    notes.update(&self.namespace, |notes| drop(notes.duties.insert(*duty, new)));
+                    notes.update(&self.namespace, |notes| drop(notes.duties.insert(duty.clone(), new)));
                 }
             }
         }
     }
 
     /// Runs a duty now, and notes what became of it. Where another process has the turn it stays due.
-    pub(crate) fn run(&self, duty: Duty, notes: &Notes, now_ms: i64, stop: &AtomicBool) -> Result<Value, String> {
+    pub(crate) fn run(&self, duty: &Duty, notes: &Notes, now_ms: i64, stop: &AtomicBool) -> Result<Value, String> {
         let began = Instant::now();
         let monitor = Told { namespace: &self.namespace, duty, stop };
         let ended = self.carry_out(duty, now_ms, &monitor);
-        let fields = |outcome: Value| json!({ "namespace": self.namespace, "duty": duty.name(), "outcome": outcome });
+        let fields = |outcome: Value| json!({ "namespace": self.namespace, "duty": duty, "outcome": outcome });
         let error = match &ended {
             Ok(result) => {
                 log::line("info", "duty done", &fields(result.clone()));
@@ -144,16 +132,22 @@ impl House {
         };
         let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         notes.update(&self.namespace, |notes| {
-            let before = notes.duties.get(&duty).map(|done| done.result.clone());
+            let before = notes.duties.get(duty).map(|done| done.result.clone());
             let result = ended.as_ref().ok().cloned().or(before).unwrap_or_default();
-            notes.duties.insert(duty, Done { began_ms: now_ms, took_ms, error, result });
+            notes.duties.insert(duty.clone(), Done { began_ms: now_ms, took_ms, error, result });
         });
         ended.map_err(|error| error.chain())
     }
 
-    fn carry_out(&self, duty: Duty, now_ms: i64, monitor: &dyn Monitor) -> repo_core::Result<Value> {
+    fn carry_out(&self, duty: &Duty, now_ms: i64, monitor: &dyn Monitor) -> repo_core::Result<Value> {
+        if let Duty::Sync(label) = duty {
+            let missing = || Error::internal("a sync that is scheduled is in the configuration");
+            let partner = self.partners.get(label).ok_or_else(missing)?;
+            return self.with_clock(now_ms, |clock| self.sync(partner, clock, monitor));
+        }
         let repository = self.open()?;
         match duty {
+            Duty::Sync(_) => Ok(Value::Null),
             Duty::Retention => self.forget(&repository, now_ms, monitor),
             Duty::Gc => self.collect(repository, now_ms, monitor),
             Duty::Capacity => self.measure(&Arc::new(repository), now_ms, monitor),
@@ -162,7 +156,10 @@ impl House {
 
     /// Opens the repository.
     pub(crate) fn open(&self) -> repo_core::Result<Repository> {
-        let found = Repository::find(Store::open_local(&self.path)?)?;
+        self.unlock(Repository::find(Store::open_local(&self.path)?)?)
+    }
+
+    fn unlock(&self, found: Found) -> repo_core::Result<Repository> {
         let key = self.key_file.as_deref().map(read_key_file).transpose()?;
         match (found.suite(), key) {
             (Suite::None, _) => found.open(&Unlock::Open, Entropy::system()),
@@ -239,6 +236,35 @@ impl House {
         }))
     }
 
+    /// Copies what is missing, between this repository and a copy of it. One that is not there yet is made.
+    fn sync(&self, partner: &Partner, clock: &Clock<'_>, monitor: &dyn Monitor) -> repo_core::Result<Value> {
+        let other = partner.store()?;
+        let (from, to) = match partner.direction {
+            Direction::Push => (self.open()?, other),
+            Direction::Pull => (self.unlock(Repository::find(other)?)?, Store::open_local(&self.path)?),
+        };
+        if !to.exists(ObjectName::Config)? {
+            from.copy_to(&to)?;
+        }
+        let to = from.open_copy(to, Entropy::system())?;
+        let session = |repository| open_session(repository, Some(&partner.cache), monitor);
+        let (from, to) = (Arc::new(session(from)?), session(to)?);
+        let report = sync::sync(&from, &to, &partner.options(clock), monitor)?;
+        if let Some((id, error)) = report.failed.into_iter().next() {
+            return Err(error.context(format!("snapshot {} could not be synced, nor may others", id.short())));
+        }
+        Ok(json!({
+            "chosen_snapshots": report.chosen_snapshots,
+            "present_snapshots": report.present_snapshots,
+            "synced_snapshots": report.synced.len(),
+            "moved_packs": report.moved_packs,
+            "moved_bytes": report.moved_bytes,
+            "stored_bytes": report.stored_bytes,
+            "annotations": report.annotations,
+            "unreadable_records": report.unreadable_records,
+        }))
+    }
+
     fn measure(&self, repository: &Arc<Repository>, now_ms: i64, monitor: &dyn Monitor) -> repo_core::Result<Value> {
         let (snapshots, errors) = snapshot::read_all(repository)?;
         for (_, error) in &errors {
@@ -292,13 +318,13 @@ fn read_key_file(path: &Path) -> repo_core::Result<KeyFile> {
 /// Tells the log, and listens whether the server is to end.
 struct Told<'a> {
     namespace: &'a str,
-    duty: Duty,
+    duty: &'a Duty,
     stop: &'a AtomicBool,
 }
 
 impl Told<'_> {
     fn line(&self, level: &'static str, message: &str, text: String) {
-        log::line(level, message, &json!({ "namespace": self.namespace, "duty": self.duty.name(), "text": text }));
+        log::line(level, message, &json!({ "namespace": self.namespace, "duty": self.duty, "text": text }));
     }
 }
 
@@ -321,90 +347,4 @@ impl Monitor for Told<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use repo_core::lease::{FORGET, Turn};
-    use repo_core::repository::InitOptions;
-
-    use super::*;
-
-    const HOUR_MS: i64 = 60 * 60 * 1000;
-
-    struct World {
-        folder: tempfile::TempDir,
-        repository: Repository,
-    }
-
-    impl World {
-        fn new() -> Self {
-            let folder = tempfile::tempdir().unwrap();
-            let store = Store::create_local(&folder.path().join("r")).unwrap();
-            let options = InitOptions::new(Suite::None, 0);
-            let repository = Repository::create(store, &options, &Unlock::Open, "", Entropy::seeded(1)).unwrap();
-            Self { folder, repository }
-        }
-
-        /// As after a restart.
-        fn house(&self) -> (House, Notes) {
-            let text = format!(
-                "state = \"s\"\n[namespaces.a]\npath = {:?}\n[namespaces.a.duties]\ngc = \"0 3 * * *\"\n\
-                 retention = {{ schedule = \"0 2 * * *\", keep_last = 1 }}\n",
-                self.folder.path().join("r")
-            );
-            let mut houses = House::all(&Config::parse(&text).unwrap(), &TimeZone::UTC).unwrap();
-            (houses.remove(0), Notes::open(self.folder.path()).unwrap())
-        }
-
-        /// The duties that ran at an hour.
-        fn ran_at(&self, hour: i64) -> Vec<Duty> {
-            let (house, notes) = self.house();
-            let now_ms = 4800 * HOUR_MS + hour * HOUR_MS;
-            house.run_due(&notes, now_ms, &AtomicBool::new(false));
-            let duties = notes.of("a").duties.into_iter();
-            duties.filter(|(_, done)| done.began_ms == now_ms && !done.is_new()).map(|(duty, _)| duty).collect()
-        }
-    }
-
-    #[test]
-    fn each_duty_has_its_schedule_and_what_was_missed_is_made_up_for_once() {
-        let world = World::new();
-        // The server is down from the second day to the fifth.
-        let ran: Vec<_> = [0, 1, 2, 3, 4, 25, 26, 27, 28, 120, 121, 122].map(|hour| (hour, world.ran_at(hour))).into();
-        let (retention, gc) = (Duty::Retention, Duty::Gc);
-        let expected = [(2, vec![retention]), (3, vec![gc]), (26, vec![retention]), (27, vec![gc])];
-        let expected = expected.into_iter().chain([(120, vec![retention, gc]), (122, vec![retention])]);
-        let ran: Vec<_> = ran.into_iter().filter(|(_, duties)| !duties.is_empty()).collect();
-        assert_eq!(ran, expected.collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn a_duty_that_is_refused_the_turn_stays_due_and_one_that_fails_says_so_until_it_succeeds() {
-        let world = World::new();
-        world.ran_at(0);
-        let turn = Turn::at_snapshots(&world.repository, FORGET).unwrap();
-        // The lock is waited for; a client of the server has the lease alone.
-        let lease = repo_core::lease::Lease::put(&world.repository, FORGET).unwrap();
-        drop(turn);
-        assert_eq!(world.ran_at(2), []);
-        drop(lease);
-        assert_eq!(world.ran_at(2), [Duty::Retention]);
-
-        let config = world.folder.path().join("r/config");
-        let bytes = std::fs::read(&config).unwrap();
-        std::fs::remove_file(&config).unwrap();
-        assert_eq!(world.ran_at(3), [Duty::Gc]);
-        let noted = || world.house().1.of("a").duties.remove(&Duty::Gc).unwrap();
-        assert!(noted().error.is_some() && noted().result.is_null(), "{:?}", noted());
-        std::fs::write(&config, bytes).unwrap();
-        assert_eq!(world.ran_at(27), [Duty::Retention, Duty::Gc]);
-        assert!(noted().error.is_none() && noted().result["snapshots"] == 0, "{:?}", noted());
-    }
-
-    #[test]
-    fn a_server_that_is_told_to_end_begins_no_duty() {
-        let world = World::new();
-        world.ran_at(0);
-        let (house, notes) = world.house();
-        house.run_due(&notes, 4900 * HOUR_MS, &AtomicBool::new(true));
-        assert!(notes.of("a").duties.values().all(Done::is_new));
-    }
-}
+mod tests;

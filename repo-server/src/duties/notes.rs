@@ -8,7 +8,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::house::Duty;
+use super::duty::Duty;
 use super::verify;
 use crate::log;
 use crate::token::replace_private;

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 use jiff::{SignedDuration, Timestamp};
-use repo_tests::cli::{fails, json, run};
+use repo_tests::cli::{cairn, fails, json, run};
 use repo_tests::model::ModelDisk;
 use repo_tests::server::Server;
 use serde_json::Value;
@@ -187,4 +187,63 @@ fn a_key_that_opens_nothing_or_too_much_is_said() {
     let (_, text) = fails(&mut server.command(&["duties", "run", "office", "capacity"]));
     assert!(text.contains("no such duty"), "{text}");
     assert!(Path::new(&server.path("state/duties.json")).exists());
+}
+
+#[test]
+fn a_server_pulls_from_another_one_and_pushes_to_a_folder() {
+    let source = Server::start("");
+    let mut puller = Server::start("");
+    let (client, reader) = (Client::of(&source), Client::of(&puller));
+    run(&mut client.cairn("admin", &["init"]));
+    let image = source.path("disk.raw");
+    let import = |disk: &ModelDisk| {
+        disk.write_raw(&image);
+        id(&json(&mut client.cairn("backup", &["import", image.to_str().unwrap(), "--vdi", "vdi"])))
+    };
+    let disks: Vec<ModelDisk> = (1..=3).map(disk).collect();
+    let first = import(&disks[0]);
+    give_key(&mut puller, &client, "structure", "");
+    std::fs::write(puller.path("source.token"), &client.tokens["restore"]).unwrap();
+    let folder = puller.path("offsite");
+    puller.office.push_str(&format!(
+        "[namespaces.office.duties.sync.near]\nschedule = \"0 1 * * *\"\nfrom = \"https://{}/office\"\n\
+         token_file = \"source.token\"\nfingerprint = \"{}\"\n\
+         [namespaces.office.duties.sync.offsite]\nschedule = \"0 2 * * *\"\nto = {folder:?}\nnewest = 1\n",
+        source.address, source.fingerprint
+    ));
+
+    // By itself, and the namespace becomes a copy.
+    let pulled = done_by_itself(&mut puller, "sync:near");
+    assert_eq!((&pulled["error"], &pulled["result"]["synced_snapshots"]), (&Value::Null, &1.into()), "{pulled}");
+    let ids: Vec<String> = std::iter::once(first).chain(disks[1..].iter().map(import)).collect();
+    let ran = run_duties(&puller, &["sync:near"]);
+    assert_eq!(duty(&ran, "sync:near")["result"]["synced_snapshots"], 2, "{ran:?}");
+    let again = run_duties(&puller, &["sync:near"]);
+    let again = duty(&again, "sync:near");
+    assert_eq!(
+        (&again["result"]["synced_snapshots"], &again["result"]["moved_bytes"]),
+        (&0.into(), &0.into()),
+        "{again}"
+    );
+    let ran = run_duties(&puller, &["sync:offsite"]);
+    assert_eq!(duty(&ran, "sync:offsite")["result"]["synced_snapshots"], 1, "{ran:?}");
+
+    for (id, disk) in ids.iter().zip(&disks) {
+        let target = puller.path("restored");
+        let output = target.to_str().unwrap();
+        run(&mut reader.cairn("restore", &["restore", id, "--format", "raw", "--output", output, "--force"]));
+        assert!(std::fs::read(&target).unwrap() == disk.to_bytes());
+    }
+    assert_eq!(json(&mut reader.cairn("restore", &["check", "--read-data"]))["clean"], true);
+    let listed = json(cairn(&folder).arg("snapshots"));
+    assert_eq!((listed.as_array().unwrap().len(), &listed[0]["id"]), (1, &ids[2].as_str().into()), "{listed}");
+    assert_eq!(json(cairn(&folder).args(["check", "--read-data"]))["clean"], true);
+
+    // A token that ended is said, and what was pulled before is told on.
+    let token = client.tokens["restore"].split('.').nth(1).unwrap().to_owned();
+    run(&mut source.command(&["token", "revoke", &token]));
+    let output = puller.command(&["duties", "run", "office", "sync:near", "--json"]).output().unwrap();
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(!output.status.success() && told[0]["error"].as_str().unwrap().contains("token"), "{told}");
+    assert_eq!(told[0]["result"]["synced_snapshots"], 0, "{told}");
 }
