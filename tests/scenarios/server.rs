@@ -318,6 +318,25 @@ fn a_server_that_is_told_to_end_finishes_what_comes_and_drops_what_does_not() {
     assert_eq!(kept, [server.path("office").join(name)], "{}", server.log());
 }
 
+/// It did not say so, and clients sent their next request into the end now and then.
+#[test]
+fn a_connection_that_ends_after_a_refusal_says_so() {
+    let server = Server::start("");
+    let backup = server.token("backup", "office");
+    let (name, bytes) = object(b'p', "packs", b"something");
+    let put = |body: &[u8]| request("PUT", &format!("/v1/office/{name}"), &backup, body.len(), body);
+    let staying = |request: Vec<u8>| {
+        let text = String::from_utf8_lossy(&request).replace("connection: close\r\n", "");
+        text.into_bytes()
+    };
+    assert!(bytes.is_ascii(), "it is sent as text");
+    let (status, answer) = server.raw(&staying(put(&bytes[1..])));
+    assert!(status == 400 && answer.to_lowercase().contains("\r\nconnection: close\r\n"), "{answer}");
+    // One that is taken goes on.
+    let (status, answers) = server.raw(&[staying(put(&bytes)), put(&bytes)].concat());
+    assert!(status == 201 && answers.matches("HTTP/1.1 20").count() == 2, "{answers}");
+}
+
 #[test]
 fn a_certificate_that_was_changed_is_shown_after_a_signal() {
     let server = Server::start("");

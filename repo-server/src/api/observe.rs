@@ -48,12 +48,18 @@ pub(super) async fn observe(State(shared): State<Arc<Shared>>, mut request: Requ
         shared,
     };
     let mut response = next.run(request).await;
+    let status = response.status();
     let headers = response.headers_mut();
     headers.insert(SERVER, HeaderValue::from_static(env!("CARGO_PKG_VERSION")));
     headers.extend(HeaderValue::from_str(&watch.id).ok().map(|value| (REQUEST_ID, value)));
     // What a browser that is led here must not make of it.
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     let bytes_out = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    // What a refused request still had to send is not read, so the connection ends. It has to say so: the client would send its next
+    // request into the end.
+    if status.is_client_error() && matches!(watch.method, Method::PUT | Method::POST) {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     let refusal = response.extensions_mut().remove::<Refusal>();
     watch.answer = Some(Answer { status: response.status().as_u16(), refusal, bytes_out });
     response
