@@ -147,6 +147,9 @@ pub struct SyncConfig {
     pub from: Option<String>,
     /// Where they go to.
     pub to: Option<String>,
+    /// Whether a place that holds no repository yet becomes a copy. Without it a folder that is not mounted is an error.
+    #[serde(default)]
+    pub init: bool,
     /// The file with the token for that server.
     pub token_file: Option<PathBuf>,
     /// The fingerprint of its certificate, or `authorities`.

@@ -236,7 +236,7 @@ impl House {
         }))
     }
 
-    /// Copies what is missing, between this repository and a copy of it. One that is not there yet is made.
+    /// Copies what is missing, between this repository and a copy of it. One that is not there yet is made, if that was said.
     fn sync(&self, partner: &Partner, clock: &Clock<'_>, monitor: &dyn Monitor) -> repo_core::Result<Value> {
         let other = partner.store()?;
         let (from, to) = match partner.direction {
@@ -244,6 +244,11 @@ impl House {
             Direction::Pull => (self.unlock(Repository::find(other)?)?, Store::open_local(&self.path)?),
         };
         if !to.exists(ObjectName::Config)? {
+            if !partner.init {
+                let text =
+                    format!("{} holds no repository: is it mounted? init = true makes a copy there", to.location());
+                return Err(Error::new(ErrorKind::NotFound, text));
+            }
             from.copy_to(&to)?;
         }
         let to = from.open_copy(to, Entropy::system())?;

@@ -32,6 +32,8 @@ pub(super) enum Direction {
 /// The other repository of a sync.
 pub(super) struct Partner {
     pub(super) direction: Direction,
+    /// Whether the side that gets snapshots may be empty, and becomes a copy.
+    pub(super) init: bool,
     /// Where its index is kept.
     pub(super) cache: PathBuf,
     place: Place,
@@ -56,6 +58,7 @@ impl Partner {
         let vdis = config.vdis.iter().cloned().collect();
         Ok(Self {
             direction,
+            init: config.init,
             cache: cache.to_owned(),
             place: Place::new(name, config)?,
             filter: Filter { vm: config.vm.clone(), vdis, newest: config.newest, ..Filter::default() },
@@ -68,12 +71,12 @@ impl Partner {
         SyncOptions { filter: Filter { since_ms, ..self.filter.clone() }, ..SyncOptions::new(clock.now_ms) }
     }
 
-    /// Its store; a folder that is missing is made.
+    /// Its store; a folder that is missing is made, if that was said.
     pub(super) fn store(&self) -> repo_core::Result<Store> {
         let traffic = Arc::new(Traffic::new(TrafficLimits::default()));
         match &self.place {
-            Place::Folder(path) if path.exists() => Store::open_local(path),
-            Place::Folder(path) => Store::create_local(path),
+            Place::Folder(path) if self.init && !path.exists() => Store::create_local(path),
+            Place::Folder(path) => Store::open_local(path),
             Place::Server { place, token_file, trust } => {
                 let settings =
                     ServerSettings { token: read_token(token_file)?, trust: *trust, retry_for: RETRY_FOR, traffic };

@@ -206,7 +206,7 @@ fn a_server_pulls_from_another_one_and_pushes_to_a_folder() {
     std::fs::write(puller.path("source.token"), &client.tokens["restore"]).unwrap();
     let folder = puller.path("offsite");
     puller.office.push_str(&format!(
-        "[namespaces.office.duties.sync.near]\nschedule = \"0 1 * * *\"\nfrom = \"https://{}/office\"\n\
+        "[namespaces.office.duties.sync.near]\nschedule = \"0 1 * * *\"\nfrom = \"https://{}/office\"\ninit = true\n\
          token_file = \"source.token\"\nfingerprint = \"{}\"\n\
          [namespaces.office.duties.sync.offsite]\nschedule = \"0 2 * * *\"\nto = {folder:?}\nnewest = 1\n",
         source.address, source.fingerprint
@@ -225,6 +225,16 @@ fn a_server_pulls_from_another_one_and_pushes_to_a_folder() {
         (&0.into(), &0.into()),
         "{again}"
     );
+    // An empty folder may be one that is not mounted.
+    std::fs::create_dir(&folder).unwrap();
+    let output = puller.command(&["duties", "run", "office", "sync:offsite", "--json"]).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!output.status.success() && told.contains("is it mounted?"), "{told}");
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+    std::fs::remove_dir(&folder).unwrap();
+    puller.kill();
+    puller.office.push_str("init = true\n");
+    puller.start_again();
     let ran = run_duties(&puller, &["sync:offsite"]);
     assert_eq!(duty(&ran, "sync:offsite")["result"]["synced_snapshots"], 1, "{ran:?}");
 
