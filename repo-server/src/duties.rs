@@ -56,16 +56,13 @@ impl Duties {
         Some(done.result).filter(|result| !result.is_null())
     }
 
-    /// Whether there are any.
-    pub(crate) fn any(&self) -> bool {
-        self.verifier.is_some() || !self.houses.is_empty()
+    /// Keeps house in one namespace, where something is due. Blocks for as long as it takes.
+    pub(crate) fn keep_house(&self, at: usize, now_ms: i64) {
+        self.houses[at].run_due(&self.notes, now_ms, &self.stop);
     }
 
-    /// Runs what is due, one after another. Blocks for as long as it takes.
-    pub(crate) fn run_due<'a>(&self, namespaces: impl Iterator<Item = &'a Arc<Namespace>>, now_ms: i64) {
-        for house in &self.houses {
-            house.run_due(&self.notes, now_ms, &self.stop);
-        }
+    /// Reads packs of all namespaces again, where it is time. Blocks for as long as it takes.
+    pub(crate) fn verify<'a>(&self, namespaces: impl Iterator<Item = &'a Arc<Namespace>>, now_ms: i64) {
         for namespace in namespaces {
             self.verifier.iter().for_each(|verifier| verifier.verify_if_due(namespace, now_ms));
         }

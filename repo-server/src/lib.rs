@@ -81,7 +81,7 @@ async fn run(config: &Config, shared: Arc<Shared>, files: Files) -> Result<(), S
     let handle = Handle::new();
     tokio::spawn(stop(handle.clone(), shared.clone(), Duration::from_secs(u64::from(limits.grace_seconds)))?);
     tokio::spawn(look_after(shared.clone(), files, certificate)?);
-    tokio::spawn(do_duties(shared.clone()));
+    begin_duties(&shared);
     let mut server = axum_server::from_tcp(listener).map_err(listen)?.http1_only();
     server.http_builder().http1().header_read_timeout(Some(HEAD));
     let fingerprint = identity.fingerprint.to_string();
@@ -112,15 +112,25 @@ fn stop(
     })
 }
 
-/// Does the duties when it is time.
-async fn do_duties(shared: Arc<Shared>) {
-    while shared.duties.any() {
-        let shared = shared.clone();
-        let run = tokio::task::spawn_blocking(move || {
-            shared.duties.run_due(shared.namespaces.values(), namespace::now_ms());
-        });
-        if let Err(error) = run.await {
-            log::line("error", "duties ended early", &json!({ "error": error.to_string() }));
+/// Does the duties when it is time: those of one namespace one after another, beside those of the others, so that a long one holds
+/// nobody else up; and reads packs again beside all of them.
+fn begin_duties(shared: &Arc<Shared>) {
+    for at in 0..shared.duties.houses.len() {
+        tokio::spawn(repeat(shared.clone(), move |shared| shared.duties.keep_house(at, namespace::now_ms())));
+    }
+    if shared.duties.verifier.is_some() {
+        tokio::spawn(repeat(shared.clone(), |shared| {
+            shared.duties.verify(shared.namespaces.values(), namespace::now_ms());
+        }));
+    }
+}
+
+/// Does something again and again, a while after it ended.
+async fn repeat(shared: Arc<Shared>, work: impl Fn(&Shared) + Clone + Send + 'static) {
+    loop {
+        let (shared, work) = (shared.clone(), work.clone());
+        if let Err(error) = tokio::task::spawn_blocking(move || work(&shared)).await {
+            log::line("error", "a duty broke off", &json!({ "error": error.to_string() }));
         }
         tokio::time::sleep(LOOK).await;
     }
