@@ -42,7 +42,19 @@ pub struct Policy {
     pub allow_last: bool,
 }
 
+/// The periods in the order in which [`Policy::of`] takes them.
+const PERIODS: [Period; 6] = [Period::Each, Period::Hour, Period::Day, Period::Week, Period::Month, Period::Year];
+
 impl Policy {
+    /// The rules that people give: how many, and how far back, of each, hour, day, week, month and year, in this order; and tags.
+    pub fn of(counts: [Option<u32>; 6], spans: [Option<Span>; 6], tags: BTreeSet<String>) -> Self {
+        let counts = counts.into_iter().map(|count| count.map(Reach::Count));
+        let spans = spans.into_iter().map(|span| span.map(Reach::Within));
+        let rules = PERIODS.into_iter().zip(counts).chain(PERIODS.into_iter().zip(spans));
+        let rules = rules.filter_map(|(period, reach)| Some(Rule { period, reach: reach? })).collect();
+        Self { rules, tags, allow_last: false }
+    }
+
     /// Whether it says nothing of what to keep.
     pub fn is_empty(&self) -> bool {
         let keeps = |rule: &Rule| rule.reach != Reach::Count(0);

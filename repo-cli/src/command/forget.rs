@@ -1,15 +1,13 @@
 //! `cairn forget`.
 
-use std::collections::BTreeSet;
-
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use repo_core::ErrorKind;
 use repo_core::error::ResultExt;
 use repo_core::monitor::Monitor;
 use repo_core::ops::forget::{self, Plan, Planned, Request, Scope, Times};
-use repo_core::retention::calendar::{Clock, Period, Span};
-use repo_core::retention::{Policy, Reach, Rule};
+use repo_core::retention::Policy;
+use repo_core::retention::calendar::{Clock, Span};
 use serde::Serialize;
 
 use super::remarks::parse_tag;
@@ -193,29 +191,17 @@ impl Args {
 
 impl Keep {
     fn policy(&self) -> Policy {
-        let counts = [
-            (Period::Each, self.keep_last),
-            (Period::Hour, self.keep_hourly),
-            (Period::Day, self.keep_daily),
-            (Period::Week, self.keep_weekly),
-            (Period::Month, self.keep_monthly),
-            (Period::Year, self.keep_yearly),
-        ];
+        let counts =
+            [self.keep_last, self.keep_hourly, self.keep_daily, self.keep_weekly, self.keep_monthly, self.keep_yearly];
         let spans = [
-            (Period::Each, self.keep_within),
-            (Period::Hour, self.keep_within_hourly),
-            (Period::Day, self.keep_within_daily),
-            (Period::Week, self.keep_within_weekly),
-            (Period::Month, self.keep_within_monthly),
-            (Period::Year, self.keep_within_yearly),
+            self.keep_within,
+            self.keep_within_hourly,
+            self.keep_within_daily,
+            self.keep_within_weekly,
+            self.keep_within_monthly,
+            self.keep_within_yearly,
         ];
-        let counts = counts.into_iter().filter_map(|(period, count)| Some((period, Reach::Count(count?))));
-        let spans = spans.into_iter().filter_map(|(period, span)| Some((period, Reach::Within(span?))));
-        Policy {
-            rules: counts.chain(spans).map(|(period, reach)| Rule { period, reach }).collect(),
-            tags: self.keep_tag.iter().cloned().collect::<BTreeSet<_>>(),
-            allow_last: false,
-        }
+        Policy::of(counts, spans, self.keep_tag.iter().cloned().collect())
     }
 }
 
@@ -289,7 +275,7 @@ fn rows(planned: &Planned) -> Vec<Vec<String>> {
 mod tests {
     use clap::Parser;
     use proptest::prelude::*;
-    use repo_core::retention::calendar::Local;
+    use repo_core::retention::calendar::{Local, Period};
 
     use super::*;
 

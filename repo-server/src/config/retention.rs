@@ -1,7 +1,7 @@
 //! What is kept, as the configuration says it: the rules of `cairn forget`.
 
-use repo_core::retention::calendar::{Period, Span};
-use repo_core::retention::{Policy, Reach, Rule};
+use repo_core::retention::Policy;
+use repo_core::retention::calendar::Span;
 use serde::Deserialize;
 
 /// What is kept, and when the rest is forgotten. Applied to each disk by itself; what any rule keeps is kept.
@@ -45,32 +45,21 @@ impl RetentionConfig {
     /// # Errors
     /// What is wrong with it. A policy that keeps nothing is: it would forget all but the newest.
     pub(crate) fn policy(&self) -> Result<Policy, String> {
-        let counts = [
-            (Period::Each, self.keep_last),
-            (Period::Hour, self.keep_hourly),
-            (Period::Day, self.keep_daily),
-            (Period::Week, self.keep_weekly),
-            (Period::Month, self.keep_monthly),
-            (Period::Year, self.keep_yearly),
-        ];
+        let span = |name: &str, text: &Option<String>| {
+            let read = text.as_ref().map(|text| text.parse::<Span>().map_err(|error| format!("{name}: {error}")));
+            read.transpose()
+        };
+        let counts =
+            [self.keep_last, self.keep_hourly, self.keep_daily, self.keep_weekly, self.keep_monthly, self.keep_yearly];
         let spans = [
-            ("keep_within", Period::Each, &self.keep_within),
-            ("keep_within_hourly", Period::Hour, &self.keep_within_hourly),
-            ("keep_within_daily", Period::Day, &self.keep_within_daily),
-            ("keep_within_weekly", Period::Week, &self.keep_within_weekly),
-            ("keep_within_monthly", Period::Month, &self.keep_within_monthly),
-            ("keep_within_yearly", Period::Year, &self.keep_within_yearly),
+            span("keep_within", &self.keep_within)?,
+            span("keep_within_hourly", &self.keep_within_hourly)?,
+            span("keep_within_daily", &self.keep_within_daily)?,
+            span("keep_within_weekly", &self.keep_within_weekly)?,
+            span("keep_within_monthly", &self.keep_within_monthly)?,
+            span("keep_within_yearly", &self.keep_within_yearly)?,
         ];
-        let mut rules: Vec<_> = counts
-            .into_iter()
-            .filter_map(|(period, count)| Some(Rule { period, reach: Reach::Count(count?) }))
-            .collect();
-        for (name, period, text) in spans {
-            let Some(text) = text else { continue };
-            let span: Span = text.parse().map_err(|error: repo_core::Error| format!("{name}: {error}"))?;
-            rules.push(Rule { period, reach: Reach::Within(span) });
-        }
-        let policy = Policy { rules, tags: self.keep_tags.iter().cloned().collect(), allow_last: false };
+        let policy = Policy::of(counts, spans, self.keep_tags.iter().cloned().collect());
         match policy.is_empty() {
             true => Err("retention keeps nothing: give keep_daily or another rule".to_owned()),
             false => Ok(policy),
