@@ -14,7 +14,7 @@ use repo_core::store::Store;
 use repo_tests::cli::cairn;
 use repo_tests::fixture::{RepoFixture, unlock};
 use repo_tests::model::ModelDisk;
-use repo_tests::power::{Event, State, states, trace};
+use repo_tests::power::{Event, State, events, states, trace};
 
 const SUITE: Suite = Suite::Aes256Gcm;
 /// What is no object of the repository: caches, and what has no name yet.
@@ -153,4 +153,15 @@ fn without_syncs_a_power_cut_would_lose_what_was_committed() {
         let damaged = states(&events, &before).iter().filter(|state| !watched.check(state).is_clean()).count();
         assert!(damaged > 0, "{what} need not be synced?");
     }
+}
+
+/// It was taken for the end of the file that got the number, now and then.
+#[test]
+fn a_number_that_is_free_while_its_close_is_not_back_yet_is_the_next_files() {
+    let log = "1 close(5 <unfinished ...>\n\
+               2 openat(AT_FDCWD, \"/r/tmp\", O_RDWR|O_TMPFILE, 0600) = 5\n\
+               1 <... close resumed>) = 0\n\
+               2 linkat(AT_FDCWD, \"/proc/self/fd/5\", AT_FDCWD, \"/r/packs/a\", AT_SYMLINK_FOLLOW) = 0\n";
+    let seen = events(log, Path::new("/r"), &[]);
+    assert_eq!(seen, [Event::Linked { file: 0, path: PathBuf::from("packs/a") }]);
 }

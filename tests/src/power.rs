@@ -64,14 +64,27 @@ pub fn trace(command: &Command, root: &Path, without: &[&str]) -> Vec<Event> {
         };
     }
     crate::cli::run(&mut traced);
-    let text = std::fs::read_to_string(&log).expect("strace wrote its log");
+    events(&std::fs::read_to_string(&log).expect("strace wrote its log"), root, without)
+}
+
+/// What a log of strace says.
+///
+/// # Panics
+/// When it is none.
+pub fn events(log: &str, root: &Path, without: &[&str]) -> Vec<Event> {
     let mut reader =
         Reader { root, without, files: BTreeMap::new(), folders: BTreeMap::new(), next: 0, events: Vec::new() };
     let mut unfinished: BTreeMap<&str, (String, usize)> = BTreeMap::new();
-    for line in text.lines() {
+    for line in log.lines() {
         let (process, call) = line.split_once(' ').expect("strace -f names the process");
         let call = call.trim_start();
         if let Some(begun) = call.strip_suffix(" <unfinished ...>") {
+            if begun.starts_with("close(") {
+                // Another thread may be given the number before this one tells that it is back.
+                reader.call(&format!("{begun}) = 0"), reader.events.len());
+                unfinished.insert(process, (String::new(), 0));
+                continue;
+            }
             unfinished.insert(process, (begun.to_owned(), reader.events.len()));
         } else if let Some(rest) = call.strip_prefix("<... ") {
             let (begun, began) = unfinished.remove(process).expect("a call that ends has begun");
