@@ -140,17 +140,15 @@ impl House {
     }
 
     fn carry_out(&self, duty: &Duty, now_ms: i64, monitor: &dyn Monitor) -> repo_core::Result<Value> {
-        if let Duty::Sync(label) = duty {
-            let missing = || Error::internal("a sync that is scheduled is in the configuration");
-            let partner = self.partners.get(label).ok_or_else(missing)?;
-            return self.with_clock(now_ms, |clock| self.sync(partner, clock, monitor));
-        }
-        let repository = self.open()?;
         match duty {
-            Duty::Sync(_) => Ok(Value::Null),
-            Duty::Retention => self.forget(&repository, now_ms, monitor),
-            Duty::Gc => self.collect(repository, now_ms, monitor),
-            Duty::Capacity => self.measure(&Arc::new(repository), now_ms, monitor),
+            Duty::Retention => self.forget(&self.open()?, now_ms, monitor),
+            Duty::Gc => self.collect(self.open()?, now_ms, monitor),
+            Duty::Capacity => self.measure(&Arc::new(self.open()?), now_ms, monitor),
+            Duty::Sync(label) => {
+                let missing = || Error::internal("a sync that is scheduled is in the configuration");
+                let partner = self.partners.get(label).ok_or_else(missing)?;
+                self.with_clock(now_ms, |clock| self.sync(partner, clock, monitor))
+            }
         }
     }
 
