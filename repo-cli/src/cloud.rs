@@ -1,19 +1,15 @@
 //! Object stores as users name them: a URL, and settings from the vendors' usual variables and files.
 
-mod profile;
-
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use repo_core::ErrorKind;
 use repo_core::store::Store;
-use repo_core::store::cloud::{self, CloudKind, CloudPlace, CloudSettings};
+use repo_core::store::cloud::{self, CloudPlace, CloudSettings, Environment};
 use repo_core::store::remote::RemoteOptions;
 use repo_core::traffic::{REQUESTS_MAX, Traffic};
 
 use crate::failure::{Failure, Result};
-use profile::Profile;
 
 /// How requests are made.
 #[derive(Debug)]
@@ -71,15 +67,11 @@ impl CloudRepo {
     }
 
     fn settings(&self, network: &Network, profile: Option<&str>) -> Result<CloudSettings> {
-        let mut values = cloud::of_environment(self.place.variable_prefix(), std::env::vars_os());
-        if let Some(profile) = profile {
-            only_profile(&mut values, profile);
-        }
-        if self.place.kind == CloudKind::S3 {
-            let profile = Profile::read(&values, home().as_deref())?;
-            profile.fill(&mut values);
-            require_credentials(&values, &profile)?;
-        }
+        let environment = Environment { variables: std::env::vars_os().collect(), home: home() };
+        let values = environment.settings(&self.place, profile).map_err(|error| match hint(&error.to_string()) {
+            Some(hint) => Failure::from(error).hint(hint),
+            None => Failure::from(error),
+        })?;
         Ok(CloudSettings { values, retry_for: network.retry_for, traffic: network.traffic.clone() })
     }
 }
@@ -91,42 +83,18 @@ pub(crate) fn widen() {
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
 }
 
-/// Leaves keys, region and endpoint to a profile: those of the environment are of another place.
-fn only_profile(values: &mut Vec<(String, String)>, profile: &str) {
-    values.retain(|(name, _)| {
-        matches!(name.as_str(), "aws_config_file" | "aws_shared_credentials_file" | "aws_ca_bundle")
-    });
-    values.push(("aws_profile".to_owned(), profile.to_owned()));
-}
-
 fn home() -> Option<PathBuf> {
     std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute())
-}
-
-/// Fails where requests could only be refused, or would wait for a metadata service that is not there.
-fn require_credentials(values: &[(String, String)], profile: &Profile) -> Result<()> {
-    let has = |name: &str| values.iter().any(|(known, _)| known == name);
-    let key = has("aws_access_key_id") && has("aws_secret_access_key");
-    let elsewhere = has("aws_web_identity_token_file")
-        || has("aws_container_credentials_relative_uri")
-        || has("aws_container_credentials_full_uri")
-        || has("aws_skip_signature")
-        || profile.uses_instance_metadata();
-    if key || elsewhere {
-        return Ok(());
-    }
-    let text = match profile.unsupported() {
-        Some(how) => format!("profile {} takes its credentials from {how}, which is not supported", profile.name()),
-        None => "there are no credentials for the object store".to_owned(),
-    };
-    Err(Failure::new(ErrorKind::Invalid, text).hint(
-        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile of ~/.aws/credentials with AWS_PROFILE",
-    ))
 }
 
 /// What the user can do about an error of an object store; none when the error does not tell.
 pub(crate) fn hint(text: &str) -> Option<&'static str> {
     let table = [
+        (
+            "no credentials for the object store",
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile of ~/.aws/credentials with AWS_PROFILE",
+        ),
+        ("there is no profile", "check AWS_PROFILE; `aws configure list-profiles` shows them"),
         ("no such bucket", "make the bucket first; a misspelt name, region or endpoint looks the same"),
         (
             "refuses the credentials",
@@ -156,11 +124,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_credentials_it_ends_at_once_and_says_where_they_come_from() {
-        let failure = require_credentials(&[], &Profile::default()).unwrap_err();
-        assert!(failure.text().contains("AWS_PROFILE"), "{}", failure.text());
-        let key = [("aws_access_key_id", "a"), ("aws_secret_access_key", "b")];
-        let key = key.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        assert!(require_credentials(&key, &Profile::default()).is_ok());
+    fn without_credentials_the_next_step_is_to_name_some() {
+        let place = CloudPlace::parse("s3://bucket").unwrap().unwrap();
+        let error = Environment::default().settings(&place, None).unwrap_err();
+        assert!(hint(&error.to_string()).unwrap().contains("AWS_PROFILE"), "{error}");
+        let error = Environment::default().settings(&place, Some("none")).unwrap_err();
+        assert!(hint(&error.to_string()).unwrap().contains("list-profiles"), "{error}");
     }
 }

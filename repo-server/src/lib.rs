@@ -9,6 +9,7 @@
 
 pub mod access;
 mod api;
+mod cloud;
 pub mod config;
 mod connection;
 mod duties;

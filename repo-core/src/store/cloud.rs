@@ -2,7 +2,9 @@
 //!
 //! All settings come from the caller, under the names that the vendors' environment variables have, in lowercase.
 
-use std::ffi::OsString;
+mod environment;
+mod profile;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use object_store::{BackoffConfig, ObjectStore, RetryConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::http::Connector;
 use crate::traffic::Traffic;
+pub use environment::Environment;
 
 /// Whose language a store speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,13 +93,6 @@ pub struct CloudSettings {
     pub retry_for: Duration,
     /// Where requests and bytes are counted and limited.
     pub traffic: Arc<Traffic>,
-}
-
-/// The settings that the caller's environment variables make: those that begin with `prefix`, their names in lowercase. Empty ones are not set.
-pub fn of_environment(prefix: &str, variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<(String, String)> {
-    let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
-    let ours = variables.filter_map(text).filter(|(name, value)| name.starts_with(prefix) && !value.is_empty());
-    ours.map(|(name, value)| (name.to_ascii_lowercase(), value)).collect()
 }
 
 /// Settings that say which store a bucket's name is looked up in. Of several endpoints the vendor's rules choose one.
@@ -182,14 +178,6 @@ pub fn connect(place: &CloudPlace, settings: &CloudSettings) -> Result<Arc<dyn O
 mod tests {
     use super::*;
     use crate::traffic::TrafficLimits;
-
-    #[test]
-    fn variables_become_settings_and_empty_ones_do_not() {
-        let variables = [("AWS_REGION", "x"), ("AWS_TOKEN", ""), ("HOME", "/"), ("aws_region", "y")];
-        let variables = variables.map(|(name, value)| (OsString::from(name), OsString::from(value)));
-        let found = of_environment("AWS_", variables.into_iter());
-        assert_eq!(found, [("aws_region".to_owned(), "x".to_owned())]);
-    }
 
     #[test]
     fn urls_name_a_bucket_and_a_prefix() {

@@ -7,12 +7,12 @@ use std::time::Duration;
 use repo_core::ops::sync::{Filter, SyncOptions};
 use repo_core::retention::calendar::{Clock, Span};
 use repo_core::store::Store;
-use repo_core::store::cloud::{self, CloudPlace, CloudSettings};
 use repo_core::store::remote::RemoteOptions;
 use repo_core::store::server::{Fingerprint, ServerClient, ServerPlace, ServerSettings, Trust};
 use repo_core::traffic::{Traffic, TrafficLimits};
 use repo_core::{Error, ErrorKind};
 
+use crate::cloud::Cloud;
 use crate::config::SyncConfig;
 
 /// How long requests are tried again while the other side does not answer.
@@ -44,7 +44,7 @@ pub(super) struct Partner {
 enum Place {
     Folder(PathBuf),
     Server { place: ServerPlace, token_file: PathBuf, trust: Trust },
-    Cloud { url: String, place: CloudPlace },
+    Cloud(Cloud),
 }
 
 impl Partner {
@@ -73,24 +73,18 @@ impl Partner {
 
     /// Its store; a folder that is missing is made, if that was said.
     pub(super) fn store(&self) -> repo_core::Result<Store> {
-        let traffic = Arc::new(Traffic::new(TrafficLimits::default()));
         match &self.place {
             Place::Folder(path) if self.init && !path.exists() => Store::create_local(path),
             Place::Folder(path) => Store::open_local(path),
             Place::Server { place, token_file, trust } => {
+                let traffic = Arc::new(Traffic::new(TrafficLimits::default()));
                 let settings =
                     ServerSettings { token: read_token(token_file)?, trust: *trust, retry_for: RETRY_FOR, traffic };
                 let url = format!("https://{}/{}", place.authority, place.namespace);
                 let options = RemoteOptions { honours_create: true, ..RemoteOptions::default() };
                 Store::open_remote(Arc::new(ServerClient::new(place, &settings)?), url, options)
             }
-            Place::Cloud { url, place } => {
-                let values = cloud::of_environment(place.variable_prefix(), std::env::vars_os());
-                let settings = CloudSettings { values, retry_for: RETRY_FOR, traffic };
-                let objects = cloud::connect(place, &settings)?;
-                let store = Store::open_remote(objects, url.clone(), RemoteOptions::default())?;
-                Ok(store.at_address(cloud::address(place, &settings)))
-            }
+            Place::Cloud(cloud) => cloud.open(RETRY_FOR, RemoteOptions::default()),
         }
     }
 }
@@ -110,8 +104,8 @@ impl Place {
             };
             return Ok(Self::Server { place, token_file, trust });
         }
-        if let Some(place) = CloudPlace::parse(name).map_err(|error| error.to_string())? {
-            return Ok(Self::Cloud { url: name.to_owned(), place });
+        if let Some(cloud) = Cloud::parse(name, None)? {
+            return Ok(Self::Cloud(cloud));
         }
         match Path::new(name).is_absolute() {
             true => Ok(Self::Folder(PathBuf::from(name))),

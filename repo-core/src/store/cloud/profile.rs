@@ -4,10 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use repo_core::ErrorKind;
-use repo_core::error::ResultExt;
-
-use crate::failure::{Failure, Result};
+use crate::error::{Error, ErrorKind, Result, ResultExt};
 
 /// The longest profile file that is read, in bytes.
 const FILE_LEN_MAX: u64 = 1024 * 1024;
@@ -40,8 +37,7 @@ impl Profile {
         let in_credentials = credentials.get(name);
         if named.is_some() && in_config.is_none() && in_credentials.is_none() {
             let text = format!("there is no profile {name:?} in the AWS configuration files");
-            return Err(Failure::new(ErrorKind::NotFound, text)
-                .hint("check AWS_PROFILE; `aws configure list-profiles` shows them"));
+            return Err(Error::new(ErrorKind::NotFound, text));
         }
         let mut values = in_config.cloned().unwrap_or_default();
         if let Some(services) = values.get("services").and_then(|services| config.get(&format!("services {services}")))
@@ -104,12 +100,11 @@ fn sections(path: Option<&Path>) -> Result<BTreeMap<String, Section>> {
         found => found.context(cannot)?,
     };
     if found.len() > FILE_LEN_MAX {
-        return Err(Failure::new(ErrorKind::Invalid, format!("{} is too long for a list of profiles", path.display())));
+        return Err(Error::invalid(format!("{} is too long for a list of profiles", path.display())));
     }
     let text = std::fs::read_to_string(path).context(cannot)?;
-    parse(&text).map_err(|line| {
-        Failure::new(ErrorKind::Invalid, format!("{}, line {line}: neither a section nor a setting", path.display()))
-    })
+    parse(&text)
+        .map_err(|line| Error::invalid(format!("{}, line {line}: neither a section nor a setting", path.display())))
 }
 
 /// The sections of a file. Indented settings belong to the setting above them: `s3 =` and `  endpoint_url = x` become
@@ -205,7 +200,7 @@ aws_session_token = ttt
         assert_eq!(value(&settings, "aws_access_key_id").as_deref(), Some("BBB"));
         assert_eq!(value(&settings, "aws_session_token").as_deref(), Some("ttt"));
         assert_eq!(value(&settings, "aws_endpoint_url").as_deref(), Some("http://127.0.0.1:7480"));
-        assert!(read(&[("aws_profile", "none")]).unwrap_err().text().contains("no profile \"none\""));
+        assert!(read(&[("aws_profile", "none")]).unwrap_err().to_string().contains("no profile \"none\""));
     }
 
     #[test]
