@@ -18,6 +18,8 @@ pub(crate) struct Network {
     pub(crate) traffic: Arc<Traffic>,
     /// How long a request is tried again.
     pub(crate) retry_for: Duration,
+    /// The time at the start, in milliseconds since the Unix epoch.
+    pub(crate) now_ms: i64,
 }
 
 /// An object store that was named.
@@ -47,7 +49,8 @@ impl CloudRepo {
         let settings = self.settings(network, profile)?;
         let objects = cloud::connect(&self.place, &settings)?;
         let store = Store::open_remote(objects, self.url.clone(), RemoteOptions::default())?;
-        Ok(store.at_address(cloud::address(&self.place, &settings)))
+        let locks = cloud::locks(&self.place, &settings, network.now_ms)?;
+        Ok(store.at_address(cloud::address(&self.place, &settings)).with_locks(locks))
     }
 
     /// The store of a new repository, or the store's own refusal.
@@ -63,7 +66,8 @@ impl CloudRepo {
         let settings = self.settings(network, profile)?;
         let objects = cloud::connect(&self.place, &settings)?;
         let store = Store::create_remote(objects, self.url.clone(), options);
-        Ok(store.map(|store| store.at_address(cloud::address(&self.place, &settings))))
+        let locks = cloud::locks(&self.place, &settings, network.now_ms)?;
+        Ok(store.map(|store| store.at_address(cloud::address(&self.place, &settings)).with_locks(locks)))
     }
 
     fn settings(&self, network: &Network, profile: Option<&str>) -> Result<CloudSettings> {

@@ -8,6 +8,7 @@ mod gc;
 mod import;
 mod init;
 mod key;
+mod lock;
 mod rebuild_index;
 mod remarks;
 mod report;
@@ -15,6 +16,7 @@ mod restore;
 mod show;
 mod snapshots;
 mod sync;
+mod undelete;
 
 use clap::Subcommand;
 
@@ -40,6 +42,8 @@ pub(crate) enum Command {
     Check(check::Args),
     Sync(sync::Args),
     Gc(gc::Args),
+    Lock(lock::Args),
+    Undelete(undelete::Args),
     RebuildIndex(rebuild_index::Args),
     Key(key::Args),
     Completions(completions::Args),
@@ -76,6 +80,8 @@ fn dispatch(command: Command, invocation: &Invocation) -> Result<Exit> {
         Command::Check(args) => check::run(&args, invocation),
         Command::Sync(args) => sync::run(&args, invocation),
         Command::Gc(args) => gc::run(&args, invocation),
+        Command::Lock(args) => lock::run(&args, invocation),
+        Command::Undelete(args) => undelete::run(&args, invocation),
         Command::RebuildIndex(args) => rebuild_index::run(&args, invocation),
         Command::Key(args) => key::run(args, invocation),
         Command::Completions(args) => completions::run(&args),

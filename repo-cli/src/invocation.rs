@@ -93,7 +93,8 @@ impl Invocation {
         };
         let terminal = Terminal::new(globals.json, globals.quiet);
         let retry_for = Duration::from_secs(u64::from(globals.retry_for));
-        let network = Network { traffic: Arc::new(Traffic::new(limits)), retry_for };
+        let now_ms = now.timestamp().as_millisecond();
+        let network = Network { traffic: Arc::new(Traffic::new(limits)), retry_for, now_ms };
         let server = ServerAccess {
             token_file: globals.token_file.clone(),
             fingerprint: globals.fingerprint.clone(),
@@ -224,7 +225,7 @@ impl Invocation {
     /// # Errors
     /// Those of the core.
     pub(crate) fn snapshots(&self, repository: &Repository) -> Result<Listed> {
-        let catalog = repository.store.catalog().context(|| "cannot list the snapshots")?;
+        let catalog = repository.catalog().context(|| "cannot list the snapshots")?;
         self.listed_records(repository, &catalog)
     }
 
@@ -233,7 +234,7 @@ impl Invocation {
     /// # Errors
     /// Those of the core.
     pub(crate) fn remarked_snapshots(&self, repository: &Repository) -> Result<(Listed, Annotations)> {
-        let catalog = repository.store.dated_catalog().context(|| "cannot list the snapshots")?;
+        let catalog = repository.dated_catalog().context(|| "cannot list the snapshots")?;
         let mut listed = self.listed_records(repository, &catalog)?;
         listed.stored_ms = catalog.stored_ms;
         let read = annotation::read_listed(repository, catalog.annotations);

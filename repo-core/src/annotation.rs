@@ -177,7 +177,7 @@ pub fn read(repository: &Repository, id: AnnotationId) -> Result<Annotation> {
 /// # Errors
 /// `Unavailable` when the store cannot be listed.
 pub fn read_all(repository: &Repository) -> Result<(Annotations, Vec<(AnnotationId, Error)>)> {
-    read_listed(repository, repository.store.catalog()?.annotations)
+    read_listed(repository, repository.catalog()?.annotations)
 }
 
 /// As [`read_all`], of those that were listed; or that are there now, where one of them is not any more.
@@ -192,7 +192,7 @@ pub fn read_listed(
         let read: Vec<_> = repository.store.each(&listed, |id| (*id, read(repository, *id)));
         // One was replaced since it was listed: what replaced it may not have been listed.
         if read.iter().any(|(_, read)| read.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound)) {
-            listed = repository.store.catalog()?.annotations;
+            listed = repository.catalog()?.annotations;
             continue;
         }
         let (mut annotations, mut errors) = (Annotations::default(), Vec::new());

@@ -4,6 +4,7 @@
 //! *replicas*: each process locks a free one, brings it up to date from the packs it lacks, and uses it alone
 //! (docs/concurrency.md). Losing all of them loses nothing.
 
+mod locks;
 mod marks;
 mod pack_table;
 mod records;
@@ -137,12 +138,14 @@ const RECORDS: &str = "records";
 const PACKS: &str = "packs";
 /// Column family of snapshots of which nothing is missing.
 const COMPLETE: &str = "complete";
+/// Column family of the ends of locks that were renewed, by the object's path.
+const LOCKS: &str = "locks";
 /// Column family with the one record that says whose replica this is.
 const IDENTITY: &str = "identity";
 /// Key of that record.
 const IDENTITY_KEY: &[u8] = b"identity";
 /// Counted up when what is stored here changes: a replica of another version is made anew.
-const INDEX_VERSION: u8 = 5;
+const INDEX_VERSION: u8 = 6;
 
 impl Index {
     /// Opens a free replica under `folder`, or makes one.

@@ -31,6 +31,8 @@ pub enum ObjectKind {
     Tombstone,
     /// An annotation of a snapshot.
     Annotation,
+    /// Lock terms.
+    Lock,
 }
 
 impl ObjectKind {
@@ -44,6 +46,7 @@ impl ObjectKind {
             Self::Revocation => b'r',
             Self::Tombstone => b't',
             Self::Annotation => b'a',
+            Self::Lock => b'o',
         }
     }
 }

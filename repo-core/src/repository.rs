@@ -10,7 +10,8 @@ use crate::id::{RepositoryId, RepositoryPin, SlotId};
 use crate::keys::slot::{self, Grant, Lock, NewSlot, SLOT_LEN_MAX, SlotInfo, Unlock};
 use crate::keys::{Key, RoleKeys};
 use crate::seal::Suite;
-use crate::store::{ObjectName, Store};
+use crate::store::lock::LockName;
+use crate::store::{Catalog, ObjectName, Store};
 
 /// What is chosen when a repository is made.
 #[derive(Debug, Clone, Copy)]
@@ -255,6 +256,42 @@ impl Repository {
         store.put_new(ObjectName::Config, &bytes)
     }
 
+    /// What is below `snapshots/`, by one listing. A repository that is locked shows there, and what is stored from then on is
+    /// locked.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn catalog(&self) -> Result<Catalog> {
+        let catalog = self.store.catalog()?;
+        self.heed_lock(&catalog)?;
+        Ok(catalog)
+    }
+
+    /// As [`catalog`](Self::catalog), with the times at which snapshot records were stored.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn dated_catalog(&self) -> Result<Catalog> {
+        let catalog = self.store.dated_catalog()?;
+        self.heed_lock(&catalog)?;
+        Ok(catalog)
+    }
+
+    /// Locks what is stored from now on, if a catalog says so under this repository's keys. Gives what it says, and when all locks were last
+    /// looked after, in milliseconds since the Unix epoch.
+    pub(crate) fn heed_lock(&self, catalog: &Catalog) -> Result<Option<(LockName, i64)>> {
+        let mut found = None::<(LockName, i64)>;
+        for (name, renewed_ms) in &catalog.locks {
+            if found.is_none_or(|(best, _)| name.terms > best.terms) && name.open(&self.keys)?.is_some() {
+                found = Some((*name, *renewed_ms));
+            }
+        }
+        if let Some((name, _)) = found {
+            self.store.set_lock_terms(Some(name.terms));
+        }
+        Ok(found)
+    }
+
     /// The key slot that was opened.
     pub fn slot(&self) -> SlotId {
         self.slot
@@ -282,6 +319,10 @@ impl Repository {
         }
         if matches!(new.lock, Lock::Open) {
             return Err(Error::invalid("this repository is encrypted: a key slot needs a passphrase or a public key"));
+        }
+        if self.store.lock_now_ms().is_some() {
+            // Whether to lock it.
+            self.catalog()?;
         }
         put_slot(&self.store, new, self.master()?, self.config.id, &self.entropy)
     }

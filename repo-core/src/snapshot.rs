@@ -344,7 +344,7 @@ pub type Snapshots = (Vec<NamedSnapshot>, Vec<(SnapshotId, Error)>);
 /// # Errors
 /// `Unavailable` when the store cannot be listed.
 pub fn read_all(repository: &Repository) -> Result<Snapshots> {
-    Ok(read_listed(repository, &repository.store.catalog()?.snapshots))
+    Ok(read_listed(repository, &repository.catalog()?.snapshots))
 }
 
 /// As [`read_all`], of those that were listed.

@@ -14,9 +14,11 @@ mod http;
 mod kept;
 mod listing;
 pub mod local;
+pub mod lock;
 mod name;
 mod probe;
 pub mod remote;
+mod s3;
 pub mod server;
 
 use std::ops::Range;
@@ -33,6 +35,7 @@ use kept::KeptPacks;
 pub(crate) use listing::named;
 pub use listing::{Catalog, Listed};
 use local::{LocalDir, LocalObject};
+use lock::Locks;
 pub use name::ObjectName;
 use remote::{LeaseTerms, Remote, RemoteObject, RemoteOptions};
 
@@ -83,7 +86,8 @@ impl Store {
         let runtime = Arc::new(start_runtime()?);
         let handle = runtime.handle().clone();
         let address = location.clone();
-        let place = Place::Remote(Remote { objects: objects.clone(), runtime: handle, location, address, options });
+        let remote = Remote { objects: objects.clone(), runtime: handle, location, address, options, locks: None };
+        let place = Place::Remote(remote);
         Ok(Self { objects, runtime, place, kept: None })
     }
 
@@ -126,6 +130,15 @@ impl Store {
     pub fn at_address(mut self, address: String) -> Self {
         if let Place::Remote(remote) = &mut self.place {
             remote.address = address;
+        }
+        self
+    }
+
+    /// The same store, where objects can be locked.
+    #[must_use]
+    pub fn with_locks(mut self, locks: Option<Locks>) -> Self {
+        if let Place::Remote(remote) = &mut self.place {
+            remote.locks = locks;
         }
         self
     }

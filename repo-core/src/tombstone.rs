@@ -141,7 +141,7 @@ pub fn put(repository: &Repository, tombstone: &Tombstone) -> Result<TombstoneNa
 /// # Errors
 /// `Unavailable` when the store cannot be listed.
 pub fn next_serial(repository: &Repository) -> Result<u64> {
-    let listed = repository.store.catalog()?.tombstones;
+    let listed = repository.catalog()?.tombstones;
     Ok(listed.iter().map(|name| name.serial).max().unwrap_or(0).saturating_add(1))
 }
 

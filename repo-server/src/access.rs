@@ -24,8 +24,8 @@ pub fn allows(role: Role, action: Action, name: ObjectName) -> bool {
         // Nobody can read or delete beside others without them.
         (Action::Store, Name::Lease(_) | Name::Renewal(_)) => true,
         (Action::Store, Name::Pack(_) | Name::Snapshot(_)) => role != Role::Restore,
-        // A tombstone, a revocation and an annotation lead to deletions by others.
-        (Action::Store, Name::Tombstone(_) | Name::Revocation(_) | Name::Annotation(_)) => {
+        // A tombstone, a revocation and an annotation lead to deletions by others, and lock terms to costs.
+        (Action::Store, Name::Tombstone(_) | Name::Revocation(_) | Name::Annotation(_) | Name::Lock(_)) => {
             matches!(role, Role::Operator | Role::Admin)
         }
         (Action::Store, Name::Config | Name::Slot(_)) => role == Role::Admin,

@@ -9,6 +9,8 @@ use repo_core::store::cloud::{self, CloudPlace, CloudSettings, Environment};
 use repo_core::store::remote::RemoteOptions;
 use repo_core::traffic::{Traffic, TrafficLimits};
 
+use crate::namespace::now_ms;
+
 /// An object store that the configuration names.
 #[derive(Debug, Clone)]
 pub(crate) struct Cloud {
@@ -32,7 +34,8 @@ impl Cloud {
         let settings = CloudSettings { values, retry_for, traffic };
         let objects = cloud::connect(&self.place, &settings)?;
         let store = Store::open_remote(objects, self.url.clone(), options)?;
-        Ok(store.at_address(cloud::address(&self.place, &settings)))
+        let locks = cloud::locks(&self.place, &settings, now_ms())?;
+        Ok(store.at_address(cloud::address(&self.place, &settings)).with_locks(locks))
     }
 }
 

@@ -274,6 +274,7 @@ impl Incoming<'_> {
             ObjectName::Lease(id) | ObjectName::Renewal(id) => id.0 == hash,
             ObjectName::Tombstone(name) => name.id.0 == hash,
             ObjectName::Annotation(id) => id.0 == hash,
+            ObjectName::Lock(name) => small == name.object(),
         };
         if !fits {
             return Err(Refusal::bad(format!("{name} is not what its name says: the bytes changed on the way")));
@@ -349,6 +350,7 @@ fn kind_of(name: ObjectName) -> ObjectKind {
         ObjectName::Revocation(_) => ObjectKind::Revocation,
         ObjectName::Tombstone(_) => ObjectKind::Tombstone,
         ObjectName::Annotation(_) => ObjectKind::Annotation,
+        ObjectName::Lock(_) => ObjectKind::Lock,
     }
 }
 

@@ -28,6 +28,7 @@ mod processes;
 mod refusals;
 mod remote;
 mod remote_leases;
+mod remote_lock;
 mod report;
 mod report_page;
 mod samples;

@@ -83,6 +83,28 @@ impl S3Server {
         format!("s3://{}/{prefix}", self.bucket)
     }
 
+    /// Makes another bucket the one that is meant: with object lock, and so with versions.
+    ///
+    /// # Panics
+    /// When the server does not make it.
+    pub fn with_locks(mut self) -> Self {
+        self.bucket = format!("{}-locked", self.bucket);
+        self.boto("s3.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=True)");
+        self
+    }
+
+    /// Runs Python with the vendor's own client `s3` and the name `bucket`, and gives what it prints.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn boto(&self, code: &str) -> String {
+        let start = "import sys, json, datetime, boto3, botocore\nbucket = sys.argv[2]\n\
+                     s3 = boto3.client('s3', endpoint_url='http://' + sys.argv[1])\n";
+        let mut python = Command::new(venv().join("bin/python"));
+        python.args(["-c", &format!("{start}{code}"), &self.address, &self.bucket]).envs(variables(&self.address));
+        String::from_utf8(run(&mut python).stdout).expect("Python prints text")
+    }
+
     /// Sends a request without a body, and gives the status. Only for servers that check no signature.
     fn request(&self, method: &str, path: &str) -> u16 {
         let mut stream = TcpStream::connect(&self.address).expect("the server listens");

@@ -67,6 +67,10 @@ struct Collected {
     waiting_bytes: u64,
     waits_for: Vec<Worker>,
     young_packs: u64,
+    locked_packs: u64,
+    locked_bytes: u64,
+    unlocked_from: Option<String>,
+    renewed_locks: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -116,6 +120,10 @@ impl Collected {
             waiting_bytes: report.waiting_bytes,
             waits_for: report.waits_for.into_iter().map(worker).collect(),
             young_packs: report.young_packs,
+            locked_packs: report.locked_packs,
+            locked_bytes: report.locked_bytes,
+            unlocked_from: report.unlocked_from_ms.map(output::time_utc),
+            renewed_locks: report.renewed_locks,
         }
     }
 }
@@ -157,6 +165,13 @@ fn text(collected: &Collected) -> String {
     }
     if collected.young_packs > 0 {
         rows.push(("left for later", format!("{} packs that may belong to a backup at work", collected.young_packs)));
+    }
+    if let Some(from) = &collected.unlocked_from {
+        let locked = packs(collected.locked_packs, collected.locked_bytes);
+        rows.push(("locked", format!("{locked}, which nothing needs; the first lock ends at {from}")));
+    }
+    if collected.renewed_locks > 0 {
+        rows.push(("locks renewed", collected.renewed_locks.to_string()));
     }
     output::fields(&rows)
 }

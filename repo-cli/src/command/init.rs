@@ -5,14 +5,17 @@ use repo_core::chunk::ChunkParams;
 use repo_core::config::StoreFindings;
 use repo_core::entropy::Entropy;
 use repo_core::error::{Error, ErrorKind};
+use repo_core::ops::lock;
 use repo_core::repository::{InitOptions, Repository};
 use repo_core::seal::Suite;
 use repo_core::store::Store;
+use repo_core::store::lock::{LOCK_DAYS_MAX, LockTerms};
 use repo_core::store::remote::RemoteOptions;
 use repo_core::units::PAGES_PER_BLOCK;
 use serde::Serialize;
 
 use crate::cloud;
+use crate::command::lock::{Mode, TermsOut, cannot_lock};
 use crate::exit::Exit;
 use crate::failure::{Failure, Result};
 use crate::invocation::{Invocation, Place};
@@ -36,6 +39,12 @@ pub(crate) struct Args {
     /// Longest chunk in 4 KiB pages, at most 512 [default: 4 times the average]
     #[arg(long, value_name = "PAGES", value_parser = clap::value_parser!(u16).range(1..=PAGES_PER_BLOCK as i64))]
     longest_pages: Option<u16>,
+    /// On S3, lock what is stored against everybody's deletion for so many days: see `cairn lock`
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u16).range(1..=i64::from(LOCK_DAYS_MAX)))]
+    lock_days: Option<u16>,
+    /// Who may delete all the same
+    #[arg(long, value_enum, default_value_t = Mode::Governance, requires = "lock_days")]
+    lock_mode: Mode,
     /// What `cairn key list` calls the first key
     #[arg(long, value_name = "TEXT", default_value = "first")]
     label: String,
@@ -45,6 +54,7 @@ const EXAMPLES: &str = "\
 Examples:
   cairn init --repo /backup/pool1
   cairn init --repo /backup/pool1 --passphrase-file /root/.cairn-passphrase
+  cairn init --repo s3://backups/pool1 --lock-days 30
   cairn init --repo /backup/lab --encryption none";
 
 /// How content is sealed.
@@ -62,6 +72,7 @@ struct Made {
     repository: String,
     path: String,
     store: Option<StoreOut>,
+    lock: Option<TermsOut>,
     encryption: &'static str,
     average_pages: u16,
     longest_pages: u16,
@@ -86,14 +97,19 @@ pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
     let mut options = InitOptions::new(args.encryption.suite(), invocation.now_ms());
     options.chunk = chunk_params(args)?;
     let secret = secret(args, invocation)?;
-    let store = create_store(&place, &mut options, invocation)?;
+    let terms = args.lock_days.map(|days| LockTerms { mode: args.lock_mode.into(), days });
+    let store = create_store(&place, &mut options, terms, invocation)?;
     let repository = Repository::create(store, &options, &secret.unlock(), &args.label, Entropy::system())
         .map_err(|error| cannot_make(&place, error))?;
+    if let Some(terms) = terms {
+        lock::establish(&repository, terms).map_err(cannot_lock)?;
+    }
     let config = &repository.config;
     let made = Made {
         repository: config.id.to_hex(),
         path: place.to_string(),
         store: config.store.map(StoreOut::from),
+        lock: terms.map(TermsOut::from),
         encryption: config.suite.name(),
         average_pages: args.average_pages,
         longest_pages: config.chunk.pages_max,
@@ -104,8 +120,16 @@ pub(super) fn run(args: &Args, invocation: &Invocation) -> Result<Exit> {
 }
 
 /// The empty store; of an object store it is found out first what it really does.
-fn create_store(place: &Place<'_>, options: &mut InitOptions, invocation: &Invocation) -> Result<Store> {
+fn create_store(
+    place: &Place<'_>,
+    options: &mut InitOptions,
+    lock: Option<LockTerms>,
+    invocation: &Invocation,
+) -> Result<Store> {
     let cannot = |error| cannot_make(place, error);
+    if lock.is_some() && !matches!(place, Place::Cloud(_)) {
+        return Err(Failure::usage("--lock-days takes a repository on S3"));
+    }
     let cloud = match place {
         Place::Folder(path) => return Store::create_local(path).map_err(cannot),
         Place::Cloud(cloud) => cloud,
@@ -122,6 +146,9 @@ fn create_store(place: &Place<'_>, options: &mut InitOptions, invocation: &Invoc
         return Err(Failure::new(ErrorKind::Unsupported, text));
     }
     options.store = Some(found);
+    if let Some(terms) = lock {
+        empty.probe_lock(terms.mode, &Entropy::system()).map_err(cannot_lock)?;
+    }
     let remote = RemoteOptions { honours_create: found.create_only, ..RemoteOptions::default() };
     cloud.create(&invocation.network, None, remote)?.map_err(cannot)
 }

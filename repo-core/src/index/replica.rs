@@ -7,7 +7,7 @@ use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DataBlockIndexType, LogLevel, Options,
 };
 
-use super::{COMPLETE, COPIES, IDENTITY, PACKS, RECORDS, TOMBSTONES, database_error};
+use super::{COMPLETE, COPIES, IDENTITY, LOCKS, PACKS, RECORDS, TOMBSTONES, database_error};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 
 /// Processes that may work on one repository from one machine at once.
@@ -50,7 +50,7 @@ pub(super) fn create(path: &Path) -> Result<DB> {
     options.set_max_background_jobs(2);
     options.set_bytes_per_sync(1024 * 1024);
     let cache = Cache::new_hyper_clock_cache(BLOCK_CACHE_LEN, 0);
-    let families = [rocksdb::DEFAULT_COLUMN_FAMILY_NAME, COPIES, PACKS, TOMBSTONES, RECORDS, COMPLETE, IDENTITY]
+    let families = [rocksdb::DEFAULT_COLUMN_FAMILY_NAME, COPIES, PACKS, TOMBSTONES, RECORDS, COMPLETE, LOCKS, IDENTITY]
         .map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
     DB::open_cf_descriptors(&options, path, families).map_err(|error| database_error(path, error))
 }

@@ -35,7 +35,7 @@ pub struct SyncStats {
 /// `Unavailable` when the store cannot be listed; `Io` when the database cannot be written.
 pub fn sync(index: &Index, repository: &Repository, monitor: &dyn Monitor) -> Result<SyncStats> {
     // Tombstones first: a pack that is condemned later is not deleted while this process holds a lease.
-    let tombstones = read_tombstones(index, repository, repository.store.catalog()?.tombstones, monitor)?;
+    let tombstones = read_tombstones(index, repository, repository.catalog()?.tombstones, monitor)?;
     take_in_packs(index, repository, tombstones, monitor)
 }
 
@@ -97,7 +97,7 @@ fn take_in_packs(index: &Index, repository: &Repository, mut told: Told, monitor
     let listed = repository.store.pack_ids()?;
     if index.misses_a_pack(known, &listed, &told.dead()) {
         // Without a lease a pack may have been condemned and deleted between the two looks: nothing is wrong then.
-        let again = read_tombstones(index, repository, repository.store.catalog()?.tombstones, monitor)?;
+        let again = read_tombstones(index, repository, repository.catalog()?.tombstones, monitor)?;
         told.condemned.extend(again.condemned);
         told.deleted.extend(again.deleted);
     }
@@ -159,7 +159,7 @@ fn read_tombstones(
                     }
                     // Replaced by another one since it was listed: which one, the next listing tells.
                     Err(error) if error.kind() == ErrorKind::NotFound => {
-                        listed = repository.store.catalog()?.tombstones;
+                        listed = repository.catalog()?.tombstones;
                         continue 'listing;
                     }
                     // Nothing is deleted on the word of a tombstone that cannot be read.

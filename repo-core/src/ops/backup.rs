@@ -28,6 +28,7 @@ use crate::lease::Lease;
 use crate::manifest::builder::TreeBuilder;
 use crate::manifest::{NodeHasher, Tree};
 use crate::monitor::{Monitor, check_cancelled};
+use crate::ops::lock;
 use crate::ops::open::{Access, Session};
 use crate::ops::pack_stream::{PackStream, StreamOptions};
 use crate::remarks::Remarks;
@@ -137,7 +138,12 @@ pub fn backup(
         let parent = Parent::choose(&disk.vdi, &*disk.source, disk.base, snapshots, session, monitor)?;
         stored.push(run.disk(disk, parent, monitor)?);
     }
-    run.commit(stored, options, working.lease(), generation)
+    let report = run.commit(stored, options, working.lease(), generation)?;
+    if let Err(error) = lock::renew_when_due(session, snapshots, working.locks_renewed_ms(), monitor) {
+        // The snapshot is stored, and what it needs is locked.
+        monitor.warn(&format!("locks of older snapshots were not renewed: {}", error.chain()));
+    }
+    Ok(report)
 }
 
 fn check_inputs(disks: &[DiskInput]) -> Result<()> {
@@ -328,7 +334,10 @@ impl<'a> Running<'a> {
         let (session, used) = (self.session, self.used());
         std::thread::scope(|scope| {
             // Beside the last packs on their way: on an object store each answer is a round trip away.
-            let checking = scope.spawn(|| check_there(&session.repository.store, &used));
+            let checking = scope.spawn(|| {
+                check_there(&session.repository.store, &used)?;
+                lock::cover(session, used.iter().map(|pack| pack.id)).context(|| "cannot lock what the snapshot needs")
+            });
             self.flush()?;
             checking.join().map_err(|_| Error::internal("a thread panicked"))?
         })?;

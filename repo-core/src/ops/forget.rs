@@ -114,8 +114,8 @@ impl Plan {
 /// read, since it may protect; `Unavailable`.
 pub fn plan(repository: &Repository, request: &Request, clock: &Clock<'_>) -> Result<Plan> {
     let catalog = match request {
-        Request::Policy { times: Times::Both, .. } => repository.store.dated_catalog()?,
-        _ => repository.store.catalog()?,
+        Request::Policy { times: Times::Both, .. } => repository.dated_catalog()?,
+        _ => repository.catalog()?,
     };
     let (annotations, errors) = annotation::read_listed(repository, catalog.annotations)?;
     if let Some((_, error)) = errors.into_iter().next() {

@@ -10,7 +10,7 @@
 //! the next run goes on from what is stored.
 
 mod choice;
-mod mark;
+pub(in crate::ops) mod mark;
 mod order;
 mod repack;
 mod survey;
@@ -23,11 +23,13 @@ use crate::index::PackState;
 use crate::keys::Role;
 use crate::lease::{self, Lease, LeaseInfo};
 use crate::monitor::Monitor;
+use crate::ops::lock;
 use crate::ops::open::Session;
 use crate::pack::Content;
 use crate::repository::Repository;
 use crate::snapshot::NamedSnapshot;
 use crate::store::ObjectName;
+use crate::store::lock::Deletion;
 use crate::tombstone::{self, Stage, Tombstone};
 use order::Order;
 use repack::Task;
@@ -118,6 +120,14 @@ pub struct GcReport {
     pub waits_for: Vec<LeaseInfo>,
     /// Packs that nothing needs but that may belong to a backup under way.
     pub young_packs: u64,
+    /// Packs that nothing needs and that are locked: they are condemned when their lock ends.
+    pub locked_packs: u64,
+    /// Their bytes.
+    pub locked_bytes: u64,
+    /// When the first of these locks ends, in milliseconds since the Unix epoch.
+    pub unlocked_from_ms: Option<i64>,
+    /// Objects whose lock was renewed because snapshots need them.
+    pub renewed_locks: u64,
 }
 
 /// Collects garbage.
@@ -139,6 +149,7 @@ pub fn gc(session: &Session, options: &GcOptions, monitor: &dyn Monitor) -> Resu
     let uses = run.survey(&snapshots)?;
     let graves = run.bury(graves, &uses)?;
     run.reclaim(&snapshots, &uses)?;
+    run.renew_locks(&snapshots, &uses)?;
     run.tidy(graves)?;
     Ok(run.report)
 }
@@ -269,9 +280,9 @@ impl Run<'_> {
             }
             let dead: Vec<&PackUse> = there.into_iter().filter(|used| !needed.contains(&used.pack.id)).collect();
             if grave.ripe && !self.options.dry_run {
-                self.delete(&dead)?;
+                let all_went = self.delete(&dead)?;
                 // What is still needed of the others moves first; they go with the next run.
-                if needed.is_empty() || !self.condemned_for_good() {
+                if all_went && (needed.is_empty() || !self.condemned_for_good()) {
                     self.mark_deleted(&mut grave)?;
                 }
             } else {
@@ -283,18 +294,59 @@ impl Run<'_> {
         Ok(kept)
     }
 
-    fn delete(&mut self, packs: &[&PackUse]) -> Result<()> {
+    /// Deletes packs; `false` when some of them are still locked.
+    fn delete(&mut self, packs: &[&PackUse]) -> Result<bool> {
         self.own.check()?;
+        let mut all_went = true;
         for used in packs {
-            match self.repository().store.delete(ObjectName::Pack(used.pack.id)) {
+            match self.delete_one(ObjectName::Pack(used.pack.id)) {
                 // Another collection was faster.
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                deleted => deleted?,
+                Ok(Deletion::Retained) => {
+                    all_went = false;
+                    self.report.waiting_packs += 1;
+                    self.report.waiting_bytes += used.pack.len;
+                    continue;
+                }
+                Ok(Deletion::Done) => {}
+                Err(error) => return Err(error),
             }
             self.report.deleted_packs += 1;
             self.report.deleted_bytes += used.pack.len;
         }
+        Ok(all_went)
+    }
+
+    fn delete_one(&self, name: ObjectName) -> Result<Deletion> {
+        let store = &self.repository().store;
+        match store.lock_terms() {
+            // A plain delete would only cover what is there.
+            Some(_) => store.delete_for_good(name),
+            None => store.delete(name).map(|()| Deletion::Done),
+        }
+    }
+
+    /// Keeps locked what the snapshots need.
+    fn renew_locks(&mut self, snapshots: &[NamedSnapshot], uses: &[PackUse]) -> Result<()> {
+        if self.options.dry_run {
+            return Ok(());
+        }
+        let needed = uses.iter().filter(|used| !used.is_dead() && self.session.index.is_live(used.pack.id));
+        let needed = needed.map(|used| used.pack.id).collect();
+        let renewed = lock::renew(self.session, snapshots, &needed, self.monitor)?;
+        self.report.renewed_locks = renewed.renewed;
         Ok(())
+    }
+
+    /// Leaves for later what cannot be deleted once its grace time is over: as long as a pack is there, snapshots may as well use it.
+    fn spare_locked(&mut self, dead: &mut Vec<&PackUse>) -> Result<BTreeSet<PackId>> {
+        let after = self.options.now_ms.saturating_add(self.options.grace_ms);
+        let locked: BTreeMap<PackId, i64> = lock::locked_beyond(self.session, after)?.into_iter().collect();
+        let spared: Vec<_> = dead.extract_if(.., |used| locked.contains_key(&used.pack.id)).collect();
+        self.report.locked_packs = spared.len() as u64;
+        self.report.locked_bytes = spared.iter().map(|used| used.pack.len).sum();
+        self.report.unlocked_from_ms = spared.iter().filter_map(|used| locked.get(&used.pack.id)).min().copied();
+        Ok(locked.into_keys().collect())
     }
 
     fn mark_deleted(&self, grave: &mut Grave) -> Result<()> {
@@ -307,10 +359,13 @@ impl Run<'_> {
     fn reclaim(&mut self, snapshots: &[NamedSnapshot], uses: &[PackUse]) -> Result<()> {
         let live = || uses.iter().filter(|used| used.pack.state == PackState::Live);
         let young = self.young_packs()?;
-        let dead: Vec<_> = live().filter(|used| used.is_dead() && !young.contains(&used.pack.id)).collect();
+        let mut dead: Vec<_> = live().filter(|used| used.is_dead() && !young.contains(&used.pack.id)).collect();
+        let locked = self.spare_locked(&mut dead)?;
         self.report.young_packs = live().filter(|used| used.is_dead() && young.contains(&used.pack.id)).count() as u64;
         let pack_len = u64::from(self.repository().config.pack_len);
         let mut emptied = choice::to_repack(uses, pack_len, self.options);
+        // What is needed of these would only be stored twice meanwhile.
+        emptied.retain(|at| !locked.contains(&uses[*at].pack.id));
         if !self.can_repack_content() {
             let unreadable: Vec<_> = emptied.extract_if(.., |at| uses[*at].pack.content == Content::Data).collect();
             let waste = |at: &usize| uses[*at].frame_bytes - uses[*at].needed_bytes;
@@ -320,6 +375,7 @@ impl Run<'_> {
         choice::limit(&mut emptied, uses, self.options);
         let Order { route, packs, scattered_disks } =
             order::plan(self.session, snapshots, uses, &emptied, self.options, self.monitor)?;
+        let packs: Vec<_> = packs.into_iter().filter(|at| !locked.contains(&uses[*at].pack.id)).collect();
         let for_order: BTreeSet<PackId> = packs.iter().map(|at| uses[*at].pack.id).collect();
         self.report.scattered_disks = scattered_disks;
         emptied.extend(packs);
@@ -386,8 +442,10 @@ impl Run<'_> {
         // This replica knows what the tombstone considered: its snapshots stay complete.
         self.session.catch_up(self.monitor)?;
         if self.options.grace_ms == 0 && leases.is_empty() && self.nothing_was_committed(&considered)? {
-            self.delete(packs)?;
-            return self.mark_deleted(&mut grave);
+            if self.delete(packs)? {
+                self.mark_deleted(&mut grave)?;
+            }
+            return Ok(());
         }
         self.name_waited_for(&leases);
         self.report.waiting_packs += packs.len() as u64;

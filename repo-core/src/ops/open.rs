@@ -14,7 +14,7 @@ use crate::lease::Lease;
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::snapshot::{self, NamedSnapshot, Snapshots};
-use crate::store::Store;
+use crate::store::{Catalog, Store};
 
 /// A repository with an index, which is brought up to date when work begins.
 pub struct Session {
@@ -43,6 +43,7 @@ pub enum Reach {
 pub struct Working {
     lease: Lease,
     snapshots: Snapshots,
+    locks_renewed_ms: Option<i64>,
 }
 
 impl Working {
@@ -54,6 +55,12 @@ impl Working {
     /// All snapshots that were there when the work began, oldest first, and an error for each record that cannot be read.
     pub fn snapshots(&self) -> &Snapshots {
         &self.snapshots
+    }
+
+    /// When all locks were last looked after, by the store's clock, in milliseconds since the Unix epoch; none in a repository that
+    /// is not locked.
+    pub fn locks_renewed_ms(&self) -> Option<i64> {
+        self.locks_renewed_ms
     }
 }
 
@@ -84,12 +91,13 @@ impl Session {
             Access::Write => Lease::put(&self.repository, operation)?,
         };
         let catalog = self.repository.store.catalog()?;
+        let locks_renewed_ms = self.take_lock(&catalog, monitor)?;
         let snapshots = snapshot::read_listed_with(&self.repository, &self.index, &catalog.snapshots)?;
         match self.reach {
             Reach::Listed => drop(self.catch_up(monitor)?),
             Reach::Named => self.catch_up_as_told(catalog.tombstones, &snapshots.0, monitor)?,
         }
-        let begun = Arc::new(Working { lease, snapshots });
+        let begun = Arc::new(Working { lease, snapshots, locks_renewed_ms });
         *working = Arc::downgrade(&begun);
         Ok(begun)
     }
@@ -101,9 +109,38 @@ impl Session {
     /// `Unavailable` when the store cannot be listed; `Io` when the index cannot be written.
     pub fn snapshots(&self, monitor: &dyn Monitor) -> Result<Snapshots> {
         let catalog = self.repository.store.catalog()?;
+        self.take_lock(&catalog, monitor)?;
         let found = snapshot::read_listed_with(&self.repository, &self.index, &catalog.snapshots)?;
         self.catch_up(monitor)?;
         Ok(found)
+    }
+
+    /// Locks what is stored from now on, if the repository is locked, and gives when all locks were last looked after. Terms that
+    /// were there and are gone still count: whoever took them away may be the one they are there against.
+    fn take_lock(&self, catalog: &Catalog, monitor: &dyn Monitor) -> Result<Option<i64>> {
+        let store = &self.repository.store;
+        if store.lock_now_ms().is_none() {
+            return Ok(None);
+        }
+        let known = self.index.known_lock()?;
+        if catalog.locks.is_empty() && known.is_none() {
+            return Ok(None);
+        }
+        match (self.repository.heed_lock(catalog)?, known) {
+            (None, Some(known)) => {
+                let text = "what says that this repository is locked was taken away: objects are locked as before; run cairn lock";
+                monitor.warn(text);
+                store.set_lock_terms(Some(known.terms));
+                Ok(Some(i64::MIN))
+            }
+            (None, None) => Ok(None),
+            (Some((name, renewed_ms)), known) => {
+                if known != Some(name) {
+                    self.index.learn_lock(name)?;
+                }
+                Ok(Some(renewed_ms))
+            }
+        }
     }
 
     fn catch_up_as_told(

@@ -10,13 +10,16 @@ use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::client::HttpConnector;
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::path::Path as ObjectPath;
 use object_store::prefix::PrefixStore;
-use object_store::{BackoffConfig, ObjectStore, RetryConfig};
+use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::http::Connector;
+use crate::store::lock::{Clock, Locks};
+use crate::store::s3::S3;
 use crate::traffic::Traffic;
 pub use environment::Environment;
 
@@ -95,6 +98,9 @@ pub struct CloudSettings {
     pub traffic: Arc<Traffic>,
 }
 
+/// Where a bucket is when nothing says so, as for the vendor's tools and `object_store`.
+const DEFAULT_REGION: &str = "us-east-1";
+
 /// Settings that say which store a bucket's name is looked up in. Of several endpoints the vendor's rules choose one.
 const STORE_KEYS: [&str; 9] = [
     "aws_endpoint",
@@ -116,6 +122,33 @@ pub fn address(place: &CloudPlace, settings: &CloudSettings) -> String {
     format!("{:?} {} {}{}", place.kind, place.bucket, place.prefix, known.collect::<String>())
 }
 
+fn s3_builder(place: &CloudPlace, settings: &CloudSettings) -> AmazonS3Builder {
+    let values = settings.values.iter();
+    let known = values.filter_map(|(name, value)| Some((name.parse::<AmazonS3ConfigKey>().ok()?, value)));
+    known
+        .fold(AmazonS3Builder::new(), |builder, (key, value)| builder.with_config(key, value))
+        .with_bucket_name(&place.bucket)
+        .with_http_connector(Connector { traffic: settings.traffic.clone() })
+}
+
+/// What can be locked at a place; `None` where nothing can be. Nothing is asked of the store yet.
+///
+/// # Errors
+/// As [`connect`].
+pub fn locks(place: &CloudPlace, settings: &CloudSettings, now_ms: i64) -> Result<Option<Locks>> {
+    if place.kind != CloudKind::S3 {
+        return Ok(None);
+    }
+    let cannot = |error| Error::with_source(ErrorKind::Invalid, "the object store cannot be reached", error);
+    let builder = s3_builder(place, settings);
+    let region = builder.get_config_value(&AmazonS3ConfigKey::Region).unwrap_or_else(|| DEFAULT_REGION.to_owned());
+    let client = builder.build().map_err(cannot)?;
+    let connector = Connector { traffic: settings.traffic.clone() };
+    let http = connector.connect(&ClientOptions::default()).map_err(cannot)?;
+    let s3 = S3::new(client, http, region, ObjectPath::from(place.prefix.as_str()), settings.retry_for);
+    Ok(Some(Locks::new(s3, Clock::from(now_ms))))
+}
+
 /// The store at a place. Nothing is asked of it yet.
 ///
 /// # Errors
@@ -134,16 +167,7 @@ pub fn connect(place: &CloudPlace, settings: &CloudSettings) -> Result<Arc<dyn O
     };
     let values = || settings.values.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     let built: object_store::Result<Arc<dyn ObjectStore>> = match place.kind {
-        CloudKind::S3 => {
-            let known = values().filter_map(|(name, value)| Some((name.parse::<AmazonS3ConfigKey>().ok()?, value)));
-            known
-                .fold(AmazonS3Builder::new(), |builder, (key, value)| builder.with_config(key, value))
-                .with_bucket_name(&place.bucket)
-                .with_retry(retry)
-                .with_http_connector(connector)
-                .build()
-                .map(|store| Arc::new(store) as _)
-        }
+        CloudKind::S3 => s3_builder(place, settings).with_retry(retry).build().map(|store| Arc::new(store) as _),
         CloudKind::Azure => {
             let known = values().filter_map(|(name, value)| Some((name.parse::<AzureConfigKey>().ok()?, value)));
             known

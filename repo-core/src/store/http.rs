@@ -108,10 +108,13 @@ impl HttpService for Client {
 fn kind(method: &str, query: &str) -> RequestKind {
     let asks = |key: &str| query.split('&').any(|pair| pair.split('=').next() == Some(key));
     match method {
-        "GET" if asks("list-type") || asks("limit") || query.contains("comp=list") => RequestKind::List,
+        "GET" if ["list-type", "versions", "limit"].into_iter().any(asks) || query.contains("comp=list") => {
+            RequestKind::List
+        }
         "GET" if asks("object-lock") || asks("versioning") => RequestKind::Other,
         "GET" => RequestKind::Get,
         "HEAD" => RequestKind::Head,
+        "PUT" if asks("retention") => RequestKind::Other,
         "PUT" => RequestKind::Put,
         "DELETE" => RequestKind::Delete,
         "POST" if asks("delete") || query.contains("comp=batch") => RequestKind::Delete,
@@ -275,6 +278,8 @@ mod tests {
         assert_eq!(kind("GET", "list-type=2&prefix=a"), RequestKind::List);
         assert_eq!(kind("GET", "restype=container&comp=list"), RequestKind::List);
         assert_eq!(kind("GET", "limit=10000&after=x"), RequestKind::List);
+        assert_eq!(kind("GET", "versions=&prefix=a"), RequestKind::List);
+        assert_eq!(kind("PUT", "retention="), RequestKind::Other);
         assert_eq!(kind("GET", ""), RequestKind::Get);
         assert_eq!(kind("POST", "delete="), RequestKind::Delete);
         assert_eq!(kind("PUT", ""), RequestKind::Put);

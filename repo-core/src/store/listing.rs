@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use futures::TryStreamExt;
-use object_store::ObjectMeta;
 use object_store::path::Path as ObjectPath;
+use object_store::{ObjectMeta, ObjectStoreExt};
 
 use crate::error::Result;
 use crate::id::{AnnotationId, LeaseId, PackId, SlotId, SnapshotId, TombstoneName};
 use crate::store::failure::{Doing, failure};
 use crate::store::local::LocalDir;
+use crate::store::lock::LockName;
 use crate::store::{ObjectName, Place, Store};
 
 /// An object that is there.
@@ -35,6 +36,9 @@ pub struct Catalog {
     pub annotations: Vec<AnnotationId>,
     /// Tombstones, ascending.
     pub tombstones: Vec<TombstoneName>,
+    /// What says that the repository's objects are locked, ascending, each with the time at which it was stored last, by the
+    /// store's clock, in milliseconds since the Unix epoch. None in a folder, where it would mean nothing.
+    pub locks: Vec<(LockName, i64)>,
 }
 
 impl Store {
@@ -128,12 +132,23 @@ impl Store {
     /// `Unavailable`.
     pub fn dated_catalog(&self) -> Result<Catalog> {
         let metas = self.metas("snapshots")?;
-        let dated = metas.iter().filter_map(|meta| {
-            let id = named(meta.location.as_ref(), SnapshotId::from_hex, ObjectName::Snapshot)?;
-            Some((id, meta.last_modified.timestamp_millis()))
-        });
-        let stored_ms = dated.collect();
-        Ok(Catalog::new(&metas.into_iter().map(|meta| meta.location.into()).collect::<Vec<_>>(), stored_ms))
+        let stored_ms = dated(&metas, SnapshotId::from_hex, ObjectName::Snapshot).collect();
+        let locks = match self.place {
+            Place::Local(_) => Vec::new(),
+            Place::Remote(_) => dated(&metas, LockName::parse, ObjectName::Lock).collect(),
+        };
+        let names: Vec<_> = metas.iter().map(|meta| meta.location.to_string()).collect();
+        Ok(Catalog { locks, ..Catalog::new(&names, stored_ms) })
+    }
+
+    /// When an object was stored, by the store's clock, in milliseconds since the Unix epoch.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unavailable`.
+    pub fn stored_ms(&self, name: ObjectName) -> Result<i64> {
+        let found = self.runtime.block_on(self.objects.head(&ObjectPath::from(name.path())));
+        let found = found.map_err(|error| failure(Doing::Reading, &name.path(), error))?;
+        Ok(found.last_modified.timestamp_millis())
     }
 
     /// The paths of all objects below a folder.
@@ -175,8 +190,21 @@ impl Catalog {
             stored_ms,
             annotations: ids(names, AnnotationId::from_hex, ObjectName::Annotation),
             tombstones: ids(names, TombstoneName::parse, ObjectName::Tombstone),
+            locks: Vec::new(),
         }
     }
+}
+
+/// What a listing says of the objects of one kind, with the times at which they were stored.
+fn dated<Id: Copy>(
+    metas: &[ObjectMeta],
+    parse: fn(&str) -> Result<Id>,
+    name: fn(Id) -> ObjectName,
+) -> impl Iterator<Item = (Id, i64)> {
+    metas.iter().filter_map(move |meta| {
+        let id = named(meta.location.as_ref(), parse, name)?;
+        Some((id, meta.last_modified.timestamp_millis()))
+    })
 }
 
 fn local_names(local: &LocalDir, folder: &str) -> Result<Vec<String>> {

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::id::{AnnotationId, LeaseId, PackId, SlotId, SnapshotId, TombstoneName};
+use crate::store::lock::LockName;
 
 /// An object's name (docs/format.md §1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,6 +25,8 @@ pub enum ObjectName {
     Tombstone(TombstoneName),
     /// An annotation of a snapshot.
     Annotation(AnnotationId),
+    /// That the repository's objects are locked, and how.
+    Lock(LockName),
 }
 
 impl ObjectName {
@@ -42,6 +45,7 @@ impl ObjectName {
             Self::Renewal(id) => format!("renewals/{id}"),
             Self::Tombstone(id) => format!("snapshots/tombstones/{id}"),
             Self::Annotation(id) => format!("snapshots/annotations/{id}"),
+            Self::Lock(name) => format!("snapshots/locks/{name}"),
         }
     }
 
@@ -61,6 +65,7 @@ impl ObjectName {
             "snapshots" => SnapshotId::from_hex(id).map(Self::Snapshot),
             "snapshots/annotations" => AnnotationId::from_hex(id).map(Self::Annotation),
             "snapshots/tombstones" => TombstoneName::parse(id).map(Self::Tombstone),
+            "snapshots/locks" => LockName::parse(id).map(Self::Lock),
             "leases" => LeaseId::from_hex(id).map(Self::Lease),
             "revoked" => LeaseId::from_hex(id).map(Self::Revocation),
             "renewals" => LeaseId::from_hex(id).map(Self::Renewal),

@@ -17,6 +17,7 @@ use crate::id::PackId;
 use crate::store::ObjectName;
 use crate::store::failure::{Doing, failure};
 use crate::store::kept::KeptPacks;
+use crate::store::lock::Locks;
 
 /// The longest object that is stored, in bytes: it is collected in memory.
 pub const REMOTE_OBJECT_LEN_MAX: usize = 64 * 1024 * 1024;
@@ -53,6 +54,8 @@ pub(super) struct Remote {
     pub(super) location: String,
     pub(super) address: String,
     pub(super) options: RemoteOptions,
+    /// What can be locked there.
+    pub(super) locks: Option<Locks>,
 }
 
 impl Remote {
@@ -94,8 +97,18 @@ impl Remote {
                 return self.compare(name, &bytes);
             }
         }
-        match self.runtime.block_on(self.objects.put_opts(&path(name), PutPayload::from(bytes.clone()), options)) {
-            Ok(_) => Ok(()),
+        let put = async {
+            let locks = self.locks.as_ref().and_then(|locks| Some((locks, locks.of_new(name)?)));
+            match locks {
+                Some((locks, lock)) => {
+                    let create_only = options.mode == PutMode::Create;
+                    locks.s3.put(&path(name), bytes.clone(), create_only, Some(lock)).await
+                }
+                None => self.objects.put_opts(&path(name), PutPayload::from(bytes.clone()), options).await.map(drop),
+            }
+        };
+        match self.runtime.block_on(put) {
+            Ok(()) => Ok(()),
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
                 self.compare(name, &bytes)
             }

@@ -26,18 +26,18 @@ const INNER_GROUP: usize = 1 << 12;
 const LOOKUP_BATCH: usize = 4096;
 
 /// What was walked, whichever part it belongs to.
-pub(super) struct Marked {
+pub(in crate::ops) struct Marked {
     /// Distinct nodes.
-    pub(super) nodes: u64,
+    pub(in crate::ops) nodes: u64,
     /// Chunks that they name, as often as they name them.
-    pub(super) references: u64,
+    pub(in crate::ops) references: u64,
 }
 
 /// Marks what `snapshots` need, as far as it belongs to `part`, in `live`.
 ///
 /// # Errors
 /// `Corrupt` when a node is missing or damaged; `Unavailable`; `Interrupted`.
-pub(super) fn mark(
+pub(in crate::ops) fn mark(
     session: &Session,
     snapshots: &[NamedSnapshot],
     part: Part,

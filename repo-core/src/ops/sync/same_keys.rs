@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::SnapshotId;
 use crate::index::{KnownPack, PackNumber};
 use crate::monitor::{Monitor, check_cancelled};
+use crate::ops::lock;
 use crate::ops::open::{Reach, Session, Working};
 use crate::pack::Content;
 use crate::snapshot::{NamedSnapshot, RECORD_LEN_MAX};
@@ -92,7 +93,12 @@ pub(super) fn sync(
         options,
         report,
     };
-    mover.run(&new)
+    mover.run(&new)?;
+    if let Err(error) = lock::renew_when_due(to, there, working.locks_renewed_ms(), monitor) {
+        // What was synced is locked.
+        monitor.warn(&format!("locks of older snapshots were not renewed: {}", error.chain()));
+    }
+    Ok(())
 }
 
 /// The chosen snapshots that TO lacks.
@@ -236,6 +242,7 @@ impl<'a> Mover<'a, '_> {
     fn check_found(&self, group: &[Planned<'_>]) -> Result<()> {
         let found: BTreeSet<PackNumber> = group.iter().flat_map(|planned| &planned.needs.found).copied().collect();
         let found: Vec<PackNumber> = found.into_iter().collect();
+        lock::cover(self.to, found.iter().map(|number| self.to.index.pack(*number).id))?;
         found.par_iter().try_for_each(|number| {
             let known = self.to.index.pack(*number);
             let len = self.to.repository.store.len(ObjectName::Pack(known.id))?;
