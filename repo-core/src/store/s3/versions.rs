@@ -41,6 +41,7 @@ impl Page {
         let mut path: Vec<String> = Vec::new();
         let mut fields = Fields::default();
         let (mut truncated, mut key, mut version) = (false, String::new(), String::new());
+        let mut ended_well = false;
         loop {
             match reader.read_event().map_err(|error| format!("the listing of versions is no XML: {error}"))? {
                 Event::Start(start) => {
@@ -63,6 +64,7 @@ impl Page {
                 Event::GeneralRef(_) => {}
                 Event::End(_) => {
                     let ended = path.pop().unwrap_or_default();
+                    ended_well |= path.is_empty() && ended == "ListVersionsResult";
                     if path.len() == 1 && (ended == "Version" || ended == "DeleteMarker") {
                         if page.versions.len() == PAGE_MAX {
                             return Err("the listing of versions has too many on a page".to_owned());
@@ -70,7 +72,8 @@ impl Page {
                         page.versions.extend(std::mem::take(&mut fields).version(below, ended == "DeleteMarker")?);
                     }
                 }
-                Event::Eof if path.is_empty() => break,
+                // An answer that was cut short before anything came says nothing either.
+                Event::Eof if ended_well => break,
                 Event::Eof => return Err("the listing of versions ends in the middle".to_owned()),
                 _ => {}
             }
