@@ -309,6 +309,18 @@ fn terms_that_were_taken_away_still_count_for_who_knew_them() {
     let status = json(&mut world.cairn(&["lock"]));
     assert_eq!((&status["lock"]["days"], &status["unlocked"]), (&Value::from(14), &serde_json::json!([])));
 
+    // Terms that once were there are no secret: stored again by an outsider they count, and everybody is told.
+    let code = "name = [v['Key'] for v in versions if '/locks/governance-14-' in v['Key']][0]
+old = [v for v in versions if '/locks/governance-7-' in v['Key']][-1]
+body = s3.get_object(Bucket=bucket, Key=old['Key'], VersionId=old['VersionId'])['Body'].read()
+s3.put_object(Bucket=bucket, Key=old['Key'], Body=body, ChecksumAlgorithm='SHA256')
+s3.delete_object(Bucket=bucket, Key=name)";
+    world.server.boto(&format!("{VERSIONS}{code}"));
+    let output = run(&mut world.cairn(&["lock"]));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("7 days, governance, and not 14 days"), "{text}");
+    run(&mut world.cairn(&["lock", "--days", "14"]));
+
     let code = "for v in versions:
     if '/locks/' in v['Key']: s3.delete_object(Bucket=bucket, Key=v['Key'])";
     world.server.boto(&format!("{VERSIONS}{code}"));

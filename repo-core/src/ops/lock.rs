@@ -54,6 +54,11 @@ impl Kept {
         stored_ms.saturating_add(self.terms.len_ms())
     }
 
+    /// Until when an object is locked at least: what is known of its last renewal counts if that is later.
+    fn until(self, stored_ms: i64, known_ms: Option<i64>) -> i64 {
+        known_ms.unwrap_or(i64::MIN).max(self.of_stored(stored_ms))
+    }
+
     /// Whether so little is left that the lock is to be renewed.
     fn is_due(self, until_ms: i64) -> bool {
         until_ms.saturating_sub(self.now_ms) < self.terms.len_ms() / 4 * 3
@@ -106,7 +111,8 @@ pub fn change(session: &Session, terms: LockTerms, entropy: &Entropy, monitor: &
     let (snapshots, errors) = working.snapshots();
     refuse_unreadable(errors)?;
     let packs = needed_packs(session, snapshots, monitor)?;
-    renew_some(session, snapshots, &packs, Some(i64::MIN), monitor)
+    // What was stored before the terms were there is not locked, whatever its age says.
+    renew_those(session, snapshots, &packs, |_, _| i64::MIN, monitor)
 }
 
 /// Objects that every snapshot needs.
@@ -155,27 +161,24 @@ pub(super) fn renew(
     packs: &BTreeSet<PackId>,
     monitor: &dyn Monitor,
 ) -> Result<Renewed> {
-    renew_some(session, snapshots, packs, None, monitor)
+    let Some(kept) = Kept::of(session) else { return Ok(Renewed::default()) };
+    renew_those(session, snapshots, packs, |stored_ms, known_ms| kept.until(stored_ms, known_ms), monitor)
 }
 
-/// As [`renew`]. With `assumed_ms`, all objects are taken to be locked until then: what was stored before the terms were there is not locked,
-/// whatever its age says.
-fn renew_some(
+/// As [`renew`]; `until` says how long an object is taken to be locked, by when it was stored and what is known of its renewal.
+fn renew_those(
     session: &Session,
     snapshots: &[NamedSnapshot],
     packs: &BTreeSet<PackId>,
-    assumed_ms: Option<i64>,
+    until: impl Fn(i64, Option<i64>) -> i64,
     monitor: &dyn Monitor,
 ) -> Result<Renewed> {
     let Some(kept) = Kept::of(session) else { return Ok(Renewed::default()) };
     let needed = needed::objects(session, snapshots, packs)?;
     let names: Vec<_> = needed.keys().copied().collect();
     let known = session.index.known_retentions(&names)?;
-    let untils = needed.into_iter().zip(known).map(|((name, stored_ms), known)| {
-        let stored = kept.of_stored(stored_ms);
-        (name, assumed_ms.unwrap_or_else(|| known.map_or(stored, |known| known.max(stored))))
-    });
-    let untils: Vec<_> = untils.collect();
+    let untils: Vec<_> =
+        needed.into_iter().zip(known).map(|((name, stored_ms), known)| (name, until(stored_ms, known))).collect();
     let mut report = Renewed { needed: untils.len() as u64, renewed: 0 };
     monitor.begin("renewing locks", None);
     for batch in untils.chunks(BATCH) {
@@ -229,10 +232,7 @@ pub(super) fn locked_beyond(session: &Session, time_ms: i64) -> Result<Vec<(Pack
     let packs = session.repository.store.list_packs()?;
     let names: Vec<_> = packs.iter().map(|listed| ObjectName::Pack(listed.id)).collect();
     let known = session.index.known_retentions(&names)?;
-    let untils = packs.iter().zip(known).map(|(listed, known)| {
-        let stored = kept.of_stored(listed.stored_ms);
-        (listed.id, known.map_or(stored, |known| known.max(stored)))
-    });
+    let untils = packs.iter().zip(known).map(|(listed, known)| (listed.id, kept.until(listed.stored_ms, known)));
     Ok(untils.filter(|(_, until_ms)| *until_ms > time_ms).collect())
 }
 

@@ -135,6 +135,18 @@ impl Session {
             }
             (None, None) => Ok(None),
             (Some((name, renewed_ms)), known) => {
+                if let Some(known) = known.filter(|known| known.terms > name.terms) {
+                    // On purpose, or by somebody who stored terms again that once were there.
+                    let (old, new) = (known.terms, name.terms);
+                    let text = format!(
+                        "this repository is locked less than before: {} days, {}, and not {} days, {}",
+                        new.days,
+                        new.mode.name().to_ascii_lowercase(),
+                        old.days,
+                        old.mode.name().to_ascii_lowercase()
+                    );
+                    monitor.warn(&text);
+                }
                 if known != Some(name) {
                     self.index.learn_lock(name)?;
                 }
