@@ -49,7 +49,7 @@ impl CloudRepo {
         let settings = self.settings(network, profile)?;
         let objects = cloud::connect(&self.place, &settings)?;
         let store = Store::open_remote(objects, self.url.clone(), RemoteOptions::default())?;
-        let locks = cloud::locks(&self.place, &settings, network.now_ms)?;
+        let locks = cloud::locks(&self.place, &settings, network.now_ms);
         Ok(store.at_address(cloud::address(&self.place, &settings)).with_locks(locks))
     }
 
@@ -66,7 +66,7 @@ impl CloudRepo {
         let settings = self.settings(network, profile)?;
         let objects = cloud::connect(&self.place, &settings)?;
         let store = Store::create_remote(objects, self.url.clone(), options);
-        let locks = cloud::locks(&self.place, &settings, network.now_ms)?;
+        let locks = cloud::locks(&self.place, &settings, network.now_ms);
         Ok(store.map(|store| store.at_address(cloud::address(&self.place, &settings)).with_locks(locks)))
     }
 

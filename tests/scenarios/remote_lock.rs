@@ -82,7 +82,7 @@ impl World {
         let settings = CloudSettings { values, retry_for: Duration::ZERO, traffic: traffic.clone() };
         let place = CloudPlace::parse(&self.place()).unwrap().unwrap();
         let objects = cloud::connect(&place, &settings).unwrap();
-        let locks = cloud::locks(&place, &settings, now_ms() + days * DAY_MS).unwrap();
+        let locks = cloud::locks(&place, &settings, now_ms() + days * DAY_MS);
         let store = Store::open_remote(objects, self.place(), RemoteOptions::default()).unwrap();
         (store.with_locks(locks), traffic)
     }

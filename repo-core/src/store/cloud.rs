@@ -10,11 +10,10 @@ use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
-use object_store::client::HttpConnector;
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::path::Path as ObjectPath;
 use object_store::prefix::PrefixStore;
-use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
+use object_store::{BackoffConfig, ObjectStore, RetryConfig};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::http::Connector;
@@ -132,21 +131,15 @@ fn s3_builder(place: &CloudPlace, settings: &CloudSettings) -> AmazonS3Builder {
 }
 
 /// What can be locked at a place; `None` where nothing can be. Nothing is asked of the store yet.
-///
-/// # Errors
-/// As [`connect`].
-pub fn locks(place: &CloudPlace, settings: &CloudSettings, now_ms: i64) -> Result<Option<Locks>> {
+pub fn locks(place: &CloudPlace, settings: &CloudSettings, now_ms: i64) -> Option<Locks> {
     if place.kind != CloudKind::S3 {
-        return Ok(None);
+        return None;
     }
-    let cannot = |error| Error::with_source(ErrorKind::Invalid, "the object store cannot be reached", error);
     let builder = s3_builder(place, settings);
     let region = builder.get_config_value(&AmazonS3ConfigKey::Region).unwrap_or_else(|| DEFAULT_REGION.to_owned());
-    let client = builder.build().map_err(cannot)?;
     let connector = Connector { traffic: settings.traffic.clone() };
-    let http = connector.connect(&ClientOptions::default()).map_err(cannot)?;
-    let s3 = S3::new(client, http, region, ObjectPath::from(place.prefix.as_str()), settings.retry_for);
-    Ok(Some(Locks::new(s3, Clock::from(now_ms))))
+    let s3 = S3::new(builder, connector, region, ObjectPath::from(place.prefix.as_str()), settings.retry_for);
+    Some(Locks::new(s3, Clock::from(now_ms)))
 }
 
 /// The store at a place. Nothing is asked of it yet.

@@ -5,6 +5,7 @@
 
 mod versions;
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -13,12 +14,13 @@ use data_encoding::BASE64;
 use futures::TryStreamExt;
 use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, StatusCode};
-use object_store::aws::{AmazonS3, AwsAuthorizer};
-use object_store::client::{HttpClient, HttpErrorKind, HttpRequest, HttpRequestBody, HttpResponse};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AwsAuthorizer};
+use object_store::client::{HttpClient, HttpConnector, HttpErrorKind, HttpRequest, HttpRequestBody, HttpResponse};
 use object_store::path::Path as ObjectPath;
 use object_store::signer::Signer;
-use object_store::{Error as StoreError, PutPayload};
+use object_store::{ClientOptions, Error as StoreError, PutPayload};
 
+use super::http::Connector;
 use super::lock::{LockMode, LockTerms};
 pub use versions::Version;
 
@@ -42,11 +44,18 @@ pub struct Retention {
 
 /// What a bucket promises of versions that are deleted or replaced.
 pub(super) struct S3 {
-    client: AmazonS3,
-    http: HttpClient,
+    builder: AmazonS3Builder,
+    connector: Connector,
     region: String,
     prefix: ObjectPath,
     retry_for: Duration,
+    /// Made when it is first needed: that takes some milliseconds, and most repositories are not locked.
+    clients: OnceLock<Clients>,
+}
+
+struct Clients {
+    s3: AmazonS3,
+    http: HttpClient,
 }
 
 struct Request<'a> {
@@ -83,13 +92,22 @@ struct Answer {
 
 impl S3 {
     pub(super) fn new(
-        client: AmazonS3,
-        http: HttpClient,
+        builder: AmazonS3Builder,
+        connector: Connector,
         region: String,
         prefix: ObjectPath,
         retry_for: Duration,
     ) -> Self {
-        Self { client, http, region, prefix, retry_for }
+        Self { builder, connector, region, prefix, retry_for, clients: OnceLock::new() }
+    }
+
+    fn clients(&self) -> object_store::Result<&Clients> {
+        if let Some(clients) = self.clients.get() {
+            return Ok(clients);
+        }
+        let http = self.connector.connect(&ClientOptions::default())?;
+        let clients = Clients { s3: self.builder.clone().build()?, http };
+        Ok(self.clients.get_or_init(|| clients))
     }
 
     /// Whether objects of the bucket can be locked (`GetObjectLockConfiguration`). A store that does not know the question has no locks.
@@ -201,7 +219,7 @@ impl S3 {
     pub(super) async fn get_version(&self, path: &ObjectPath, version: &str) -> object_store::Result<Bytes> {
         let options =
             object_store::GetOptions { version: Some(version.to_owned()), ..object_store::GetOptions::default() };
-        let found = object_store::ObjectStore::get_opts(&self.client, &self.full(path), options).await?;
+        let found = object_store::ObjectStore::get_opts(&self.clients()?.s3, &self.full(path), options).await?;
         if found.meta.size > super::remote::REMOTE_OBJECT_LEN_MAX as u64 {
             return Err(generic(format!("{path} is too long, {} bytes", found.meta.size).into()));
         }
@@ -237,7 +255,8 @@ impl S3 {
     }
 
     async fn try_once(&self, request: &Request<'_>) -> Result<Answer, Failed> {
-        let url = self.client.signed_url(request.method.clone(), &request.path, Duration::from_secs(60)).await;
+        let Clients { s3, http } = self.clients().map_err(Failed::lasting)?;
+        let url = s3.signed_url(request.method.clone(), &request.path, Duration::from_secs(60)).await;
         let mut url = url.map_err(Failed::lasting)?;
         // Only the address is wanted: headers are signed, too.
         url.set_query(None);
@@ -261,11 +280,11 @@ impl S3 {
             headers.insert("x-amz-checksum-sha256", sum);
         }
         built.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(request.body.len()));
-        let credential = self.client.credentials().get_credential().await.map_err(Failed::lasting)?;
+        let credential = s3.credentials().get_credential().await.map_err(Failed::lasting)?;
         AwsAuthorizer::new(&credential, "s3", &self.region)
             .try_authorize(&mut built, Some(hash.as_ref()))
             .map_err(Failed::lasting)?;
-        let response = self.http.execute(built).await.map_err(Failed::of_connection)?;
+        let response = http.execute(built).await.map_err(Failed::of_connection)?;
         read(response).await
     }
 }
