@@ -17,6 +17,7 @@ pub mod local;
 pub mod lock;
 mod name;
 mod probe;
+pub mod reading;
 pub mod remote;
 mod s3;
 pub mod server;

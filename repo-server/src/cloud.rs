@@ -27,15 +27,32 @@ impl Cloud {
         Ok(place.map(|place| Self { url: url.to_owned(), place, profile: profile.map(str::to_owned) }))
     }
 
-    /// The store; nothing is asked of it yet. Requests that fail are made again for so long.
-    pub(crate) fn open(&self, retry_for: Duration, options: RemoteOptions) -> repo_core::Result<Store> {
+    /// Whether one of them lies in the other.
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        let prefix = |cloud: &Self| -> Vec<String> {
+            cloud.place.prefix.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect()
+        };
+        let (one, two) = (prefix(self), prefix(other));
+        let same = (self.place.kind, &self.place.bucket, &self.profile)
+            == (other.place.kind, &other.place.bucket, &other.profile);
+        same && (one.starts_with(&two) || two.starts_with(&one))
+    }
+
+    /// The store; nothing is asked of it yet. Requests that fail are made again for so long, and there are so many at once.
+    pub(crate) fn open(&self, retry_for: Duration, requests: usize) -> repo_core::Result<Store> {
         let values = environment().settings(&self.place, self.profile.as_deref())?;
-        let traffic = Arc::new(Traffic::new(TrafficLimits::default()));
+        let traffic = Arc::new(Traffic::new(TrafficLimits { requests, ..TrafficLimits::default() }));
         let settings = CloudSettings { values, retry_for, traffic };
         let objects = cloud::connect(&self.place, &settings)?;
-        let store = Store::open_remote(objects, self.url.clone(), options)?;
+        let store = Store::open_remote(objects, self.url.clone(), RemoteOptions::default())?;
         let locks = cloud::locks(&self.place, &settings, now_ms());
         Ok(store.at_address(cloud::address(&self.place, &settings)).with_locks(locks))
+    }
+}
+
+impl std::fmt::Display for Cloud {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.url)
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use jiff::tz::TimeZone;
 use serde::Deserialize;
 
+use crate::cloud::Cloud;
 use crate::duties::{House, Schedule};
 pub use retention::RetentionConfig;
 
@@ -105,16 +106,45 @@ fn default_mib_per_second() -> u32 {
     50
 }
 
-/// One repository.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+/// One repository, in a folder or in an object store.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NamespaceConfig {
     /// Its folder. One that is missing or empty is made ready for `cairn init`.
-    pub path: PathBuf,
+    pub path: Option<PathBuf>,
+    /// Its place in an object store: `s3://BUCKET/PREFIX`, `az://…`, `gs://…`.
+    pub url: Option<String>,
+    /// The profile of the AWS tools' files that keys, region and endpoint of that store are taken from; without it the vendors'
+    /// variables count.
+    pub profile: Option<String>,
     /// How much it may hold, in MiB; as much as the disk when it is absent.
     pub quota_mib: Option<u64>,
     /// What the server does in it by itself, with the structure key.
     pub duties: Option<DutiesConfig>,
+}
+
+/// Where a repository is.
+pub(crate) enum PlaceConfig {
+    Folder(PathBuf),
+    Cloud(Cloud),
+}
+
+impl NamespaceConfig {
+    pub(crate) fn place(&self) -> Result<PlaceConfig, String> {
+        match (&self.path, &self.url) {
+            (Some(_), None) if self.profile.is_some() => Err("a profile is for a url".to_owned()),
+            (Some(path), None) => Ok(PlaceConfig::Folder(path.clone())),
+            (None, Some(url)) => match Cloud::parse(url, self.profile.as_deref())? {
+                Some(cloud) => Ok(PlaceConfig::Cloud(cloud)),
+                None => Err(format!("{url:?} is no URL of an object store: s3://BUCKET/PREFIX is one")),
+            },
+            _ => Err("give either path or url".to_owned()),
+        }
+    }
+
+    pub(crate) fn quota_bytes(&self) -> Option<u64> {
+        self.quota_mib.map(|mib| mib.saturating_mul(1024 * 1024))
+    }
 }
 
 /// What the server does in a namespace by itself. Schedules are minute, hour, day of the month, month, day of the week, in the
@@ -201,9 +231,20 @@ impl Config {
                 ));
             }
         }
-        let mut paths: Vec<_> = self.namespaces.values().map(|namespace| &namespace.path).collect();
+        let (mut paths, mut clouds) = (Vec::new(), Vec::<Cloud>::new());
+        for (name, namespace) in &self.namespaces {
+            match namespace.place().map_err(|error| format!("namespace {name}: {error}"))? {
+                PlaceConfig::Folder(path) => paths.push(path),
+                PlaceConfig::Cloud(cloud) => {
+                    if let Some(other) = clouds.iter().find(|other| cloud.overlaps(other)) {
+                        return Err(format!("namespaces: of {cloud} and {other} one lies in the other"));
+                    }
+                    clouds.push(cloud);
+                }
+            }
+        }
         paths.sort();
-        if let Some(twice) = paths.windows(2).find(|pair| pair[1].starts_with(pair[0])) {
+        if let Some(twice) = paths.windows(2).find(|pair| pair[1].starts_with(&pair[0])) {
             return Err(format!("namespaces: {} lies in {}", twice[1].display(), twice[0].display()));
         }
         House::all(self, &TimeZone::UTC).map_err(|error| format!("duties: {error}"))?;
@@ -237,7 +278,7 @@ impl Config {
                 let tokens = duties.sync.values_mut().filter_map(|sync| sync.token_file.as_mut());
                 duties.key_file.iter_mut().chain(tokens)
             });
-            std::iter::once(&mut namespace.path).chain(of_duties)
+            namespace.path.iter_mut().chain(of_duties)
         });
         for path in paths.into_iter().flatten().chain(of_namespaces) {
             *path = folder.join(&*path);
@@ -279,6 +320,13 @@ mod tests {
             ("[namespaces.\"../a\"]\npath = \"a\"\n", "is not"),
             ("[namespaces.A]\npath = \"a\"\n", "is not"),
             ("[namespaces.a]\npath = \"a\"\n[namespaces.b]\npath = \"a/b\"\n", "lies in"),
+            ("[namespaces.a]\n", "namespace a: give either path or url"),
+            ("[namespaces.a]\npath = \"a\"\nurl = \"s3://b/a\"\n", "give either path or url"),
+            ("[namespaces.a]\nurl = \"https://h/a\"\n", "is no URL of an object store"),
+            ("[namespaces.a]\npath = \"a\"\nprofile = \"p\"\n", "a profile is for a url"),
+            ("[namespaces.a]\nurl = \"s3://b/a\"\n[namespaces.b]\nurl = \"s3://b/a/\"\n", "lies in the other"),
+            ("[namespaces.a]\nurl = \"s3://b/a/b\"\n[namespaces.b]\nurl = \"s3://b/a\"\n", "lies in the other"),
+            ("[namespaces.a]\nurl = \"s3://b\"\n[namespaces.b]\nurl = \"s3://b/a\"\n", "lies in the other"),
             ("[tls]\nkey = \"k\"\n[namespaces.a]\npath = \"a\"\n", "together"),
             ("[verify]\nschedule = \"at night\"\n[namespaces.a]\npath = \"a\"\n", "is no schedule"),
             ("[verify]\nschedule = \"0 3 * * *\"\nruns = 0\n[namespaces.a]\npath = \"a\"\n", "runs must not be 0"),
@@ -315,6 +363,6 @@ mod tests {
         let config = Config::parse("state = \"s\"\n[namespaces.a]\npath = \"/abs\"\n").unwrap();
         let config = config.relative_to(Path::new("/etc/cairn"));
         assert_eq!(config.state, Path::new("/etc/cairn/s"));
-        assert_eq!(config.namespaces["a"].path, Path::new("/abs"));
+        assert_eq!(config.namespaces["a"].path.as_deref(), Some(Path::new("/abs")));
     }
 }

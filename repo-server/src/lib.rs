@@ -2,7 +2,7 @@
 //!
 //! A request passes `connection` (so many, none that stands still), TLS (`tls`), `api::observe` (its id, its line in
 //! the log), `state` (who asks, for which namespace, how often), [`access`] (what that role may), and reaches a
-//! `namespace`: objects by name in a folder, through the store's durable path. What it reads of an object is its
+//! `namespace`: objects by name in a folder, through the store's durable path, or in an object store. What it reads of an object is its
 //! header, and whether its bytes have the hash that its name says.
 //!
 //! How it is set up: docs/server.md. What its routes answer: docs/openapi.json.

@@ -52,6 +52,16 @@ impl Refusal {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-long", text)
     }
 
+    /// Not now; another try may do better.
+    pub(crate) fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
+    }
+
+    /// A thread that ended before it should.
+    pub(crate) fn broke_off(error: &tokio::task::JoinError) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", format!("a thread broke off: {error}"))
+    }
+
     pub(crate) fn full(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INSUFFICIENT_STORAGE, "full", message)
     }
@@ -75,6 +85,7 @@ impl From<Error> for Refusal {
             ErrorKind::AlreadyExists => Self::conflict(error.to_string()),
             ErrorKind::Invalid | ErrorKind::Corrupt | ErrorKind::Unsupported => Self::bad(error.chain()),
             ErrorKind::Io if full(&error) => Self::full("the server's disk is full"),
+            ErrorKind::Unavailable => Self::unavailable(error.chain()),
             _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", error.chain()),
         }
     }

@@ -1,6 +1,7 @@
 //! Repositories on a cairn-server: the two programs as users run them, and clients that mean no good.
 
 mod attempts;
+mod bucket;
 mod duties;
 mod faults;
 mod silence;

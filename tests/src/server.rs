@@ -15,13 +15,18 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::cli::{cairn, cairn_path, run};
+use crate::s3::{S3Server, variables};
 
 /// A server with the namespaces `office` and `lab`, and its folder.
 pub struct Server {
     folder: TempDir,
     limits: String,
-    /// What stands in the section of the namespace `office` besides.
+    /// Where the namespace `office` is, as the configuration says it.
+    pub place: String,
+    /// What stands in its section besides.
     pub office: String,
+    /// Set in the server's surroundings.
+    pub variables: Vec<(&'static str, String)>,
     process: Option<Child>,
     /// `127.0.0.1:PORT`, the same after a restart.
     pub address: String,
@@ -35,11 +40,26 @@ impl Server {
     /// # Panics
     /// When it does not start.
     pub fn start(limits: &str) -> Self {
+        Self::start_at(limits, "path = \"office\"", &[])
+    }
+
+    /// The same, with the namespace `office` in a bucket.
+    pub fn start_on(s3: &S3Server, limits: &str) -> Self {
+        Self::start_at(limits, &format!("url = \"{}\"", s3.place("office")), &variables(&s3.address))
+    }
+
+    /// The same, with that namespace in some place.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start_at(limits: &str, place: &str, variables: &[(&'static str, String)]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mut server = Self {
             folder,
             limits: limits.to_owned(),
+            place: place.to_owned(),
             office: String::new(),
+            variables: variables.to_vec(),
             process: None,
             address: "127.0.0.1:0".to_owned(),
             fingerprint: String::new(),
@@ -54,14 +74,15 @@ impl Server {
     /// When it does not start.
     pub fn start_again(&mut self) {
         let text = format!(
-            "listen = \"{}\"\nstate = \"state\"\n[limits]\n{}\n[namespaces.office]\npath = \"office\"\nquota_mib = 64\n\
+            "listen = \"{}\"\nstate = \"state\"\n[limits]\n{}\n[namespaces.office]\n{}\nquota_mib = 64\n\
              {}\n[namespaces.lab]\npath = \"lab\"\n",
-            self.address, self.limits, self.office
+            self.address, self.limits, self.place, self.office
         );
         std::fs::write(self.config(), text).expect("the configuration is written");
         let mut process = Command::new(cairn_path().with_file_name("cairn-server"))
             .arg("--config")
             .arg(self.config())
+            .envs(self.variables.iter().map(|(name, value)| (*name, value)))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -156,6 +177,7 @@ impl Server {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(cairn_path().with_file_name("cairn-server"));
         command.arg("--config").arg(self.config()).args(arguments);
+        command.envs(self.variables.iter().map(|(name, value)| (*name, value)));
         command
     }
 

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use futures::TryStreamExt;
+use futures::stream::BoxStream;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectMeta, ObjectStoreExt};
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::{AnnotationId, LeaseId, PackId, SlotId, SnapshotId, TombstoneName};
 use crate::store::failure::{Doing, failure};
 use crate::store::local::LocalDir;
@@ -139,6 +140,45 @@ impl Store {
         };
         let names: Vec<_> = metas.iter().map(|meta| meta.location.to_string()).collect();
         Ok(Catalog { locks, ..Catalog::new(&names, stored_ms) })
+    }
+
+    /// The objects below a folder in the order of their names, from the first after `after` on, at most `limit` of them; and
+    /// whether there are more. For object stores, which can begin a listing anywhere; they are asked for a little more than is given.
+    ///
+    /// # Errors
+    /// `Unavailable`; also when the store lists in another order, which would leave some out.
+    pub fn page(&self, folder: &str, after: &str, limit: usize) -> Result<(Vec<Listed<ObjectName>>, bool)> {
+        let below = ObjectPath::from(folder);
+        // What is no path of an object's cannot be put into a request as it is: everything is listed then.
+        let offset = ObjectPath::parse(after).ok().filter(|path| path.as_ref() == after && !after.is_empty());
+        let mut listing = match &offset {
+            Some(offset) => self.objects.list_with_offset(Some(&below), offset),
+            None => self.objects.list(Some(&below)),
+        };
+        let mut found: Vec<Listed<ObjectName>> = Vec::new();
+        let mut last = String::new();
+        self.runtime
+            .block_on(async {
+                let next = async |listing: &mut BoxStream<'_, object_store::Result<ObjectMeta>>| {
+                    listing.try_next().await.map_err(|error| failure(Doing::Listing, &format!("{folder}/"), error))
+                };
+                while let Some(meta) = next(&mut listing).await? {
+                    let path = meta.location.as_ref();
+                    if path <= last.as_str() {
+                        let text =
+                            format!("cannot list {folder}/: the object store does not list in the order of names");
+                        return Err(Error::new(ErrorKind::Unavailable, text));
+                    }
+                    path.clone_into(&mut last);
+                    let Some(id) = ObjectName::parse(path).ok().filter(|_| path > after) else { continue };
+                    if found.len() == limit {
+                        return Ok(true);
+                    }
+                    found.push(Listed { id, len: meta.size, stored_ms: meta.last_modified.timestamp_millis() });
+                }
+                Ok(false)
+            })
+            .map(|more| (found, more))
     }
 
     /// When an object was stored, by the store's clock, in milliseconds since the Unix epoch.

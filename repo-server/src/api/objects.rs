@@ -112,6 +112,7 @@ pub(crate) struct StoredBody {
         (status = 403, body = RefusalBody, description = "Not with this token"),
         (status = 404, body = RefusalBody, description = "No such namespace or folder"),
         (status = 429, body = RefusalBody, description = "Too many requests"),
+        (status = 503, body = RefusalBody, description = "The object store does not answer"),
     )
 )]
 pub(crate) async fn list(
@@ -176,6 +177,7 @@ async fn list_folder(
         (status = 415, body = RefusalBody, description = "Not JSON"),
         (status = 422, body = RefusalBody, description = "JSON of another kind"),
         (status = 429, body = RefusalBody, description = "Too many requests"),
+        (status = 503, body = RefusalBody, description = "The object store does not answer"),
     )
 )]
 pub(crate) async fn have(call: Call, names: Result<Json<Names>, JsonRejection>) -> Result<Json<There>, Refusal> {
@@ -184,14 +186,9 @@ pub(crate) async fn have(call: Call, names: Result<Json<Names>, JsonRejection>) 
         return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too-long", format!("more than {PAGE_MAX} names")));
     }
     let there = blocking(move || {
-        let mut there = Vec::new();
-        for path in names {
-            let name = ObjectName::parse(&path).map_err(|error| Refusal::bad(error.to_string()))?;
-            if call.namespace.has(name)? {
-                there.push(path);
-            }
-        }
-        Ok(there)
+        let parsed = names.iter().map(|path| ObjectName::parse(path)).collect::<Result<Vec<_>, _>>();
+        let parsed = parsed.map_err(|error| Refusal::bad(error.to_string()))?;
+        Ok(call.namespace.have(&parsed)?.into_iter().map(|name| name.path()).collect())
     });
     Ok(Json(There { there: there.await? }))
 }
@@ -216,6 +213,7 @@ pub(crate) async fn have(call: Call, names: Result<Json<Names>, JsonRejection>) 
         (status = 404, body = RefusalBody, description = "It is not there"),
         (status = 416, body = RefusalBody, description = "It is shorter"),
         (status = 429, body = RefusalBody, description = "Too many requests"),
+        (status = 503, body = RefusalBody, description = "The object store does not answer"),
     )
 )]
 pub(crate) async fn read(
@@ -224,8 +222,13 @@ pub(crate) async fn read(
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let (file, found) = blocking(move || call.namespace.read(name)).await?;
-    outgoing::answer(file, &found, &method, &headers)
+    let part = outgoing::asked(&headers);
+    let of = part.clone();
+    let (found, content) = match method {
+        Method::HEAD => (blocking(move || call.namespace.find(name)).await?, None),
+        _ => blocking(move || call.namespace.read(name, &of)).await?,
+    };
+    outgoing::answer(&found, &part, content)
 }
 
 /// Adds an object. One that is there is never replaced
@@ -250,7 +253,7 @@ pub(crate) async fn read(
         (status = 409, body = RefusalBody, description = "Not now: another configuration, no lease"),
         (status = 413, body = RefusalBody, description = "Too long"),
         (status = 429, body = RefusalBody, description = "Too many requests"),
-        (status = 503, body = RefusalBody, description = "Too many others at once"),
+        (status = 503, body = RefusalBody, description = "Too many others at once, or the object store does not answer"),
         (status = 507, body = RefusalBody, description = "Full"),
     )
 )]
@@ -289,6 +292,7 @@ pub(crate) async fn store(
         (status = 404, body = RefusalBody, description = "It is not there"),
         (status = 409, body = RefusalBody, description = "Not without a lease"),
         (status = 429, body = RefusalBody, description = "Too many requests"),
+        (status = 503, body = RefusalBody, description = "The object store does not answer"),
     )
 )]
 pub(crate) async fn delete(call: Call, Named(name): Named) -> Result<StatusCode, Refusal> {
@@ -316,9 +320,6 @@ pub(crate) async fn delete(call: Call, Named(name): Named) -> Result<StatusCode,
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refusal> + Send + 'static) -> Result<T, Refusal> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(error) => {
-            let text = format!("a thread broke off: {error}");
-            Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", text))
-        }
+        Err(error) => Err(Refusal::broke_off(&error)),
     }
 }

@@ -94,16 +94,19 @@ pub(crate) async fn version() -> Json<Version> {
         (status = 429, body = RefusalBody, description = "Too many requests"),
     )
 )]
-pub(crate) async fn namespace(call: Call, State(shared): State<Arc<Shared>>) -> Json<NamespaceInfo> {
-    let (used_bytes, quota_bytes) = call.namespace.usage();
-    Json(NamespaceInfo {
+pub(crate) async fn namespace(call: Call, State(shared): State<Arc<Shared>>) -> Result<Json<NamespaceInfo>, Refusal> {
+    // It may have to be counted first.
+    let namespace = call.namespace.clone();
+    let counted = tokio::task::spawn_blocking(move || namespace.usage()).await;
+    let (used_bytes, quota_bytes) = counted.map_err(|error| Refusal::broke_off(&error))?;
+    Ok(Json(NamespaceInfo {
         namespace: call.namespace.name.clone(),
         role: call.token.role.name(),
         used_bytes,
         quota_bytes,
         damaged_packs: shared.duties.verifier.as_ref().map(|verifier| verifier.damaged(&call.namespace.name)),
         capacity: shared.duties.capacity(&call.namespace.name),
-        object_bytes_max: shared.object_len_max(),
+        object_bytes_max: call.namespace.object_len_max(shared.object_len_max()),
         now_ms: crate::namespace::now_ms(),
-    })
+    }))
 }

@@ -1,5 +1,5 @@
 //! Keeping house in a repository with its structure key: retention, garbage collection, capacity figures. The server works on
-//! the folder as any process on its machine does, with leases and turns (docs/concurrency.md).
+//! the folder or the object store as any process does, with leases and turns (docs/concurrency.md).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use repo_core::keys::slot::{Grant, Unlock};
 use repo_core::monitor::Monitor;
 use repo_core::ops::forget::{self, Request, Scope, Times};
 use repo_core::ops::gc::{GcOptions, gc};
-use repo_core::ops::open::open_session;
+use repo_core::ops::open::{cached_in, open_session};
 use repo_core::ops::report::{Capacity, ReportOptions, report};
 use repo_core::ops::sync;
 use repo_core::repository::{Found, Repository};
@@ -23,14 +23,15 @@ use repo_core::retention::Policy;
 use repo_core::retention::calendar::Clock;
 use repo_core::seal::Suite;
 use repo_core::store::{ObjectName, Store};
+use repo_core::traffic::REQUESTS_MAX;
 use repo_core::{Error, ErrorKind, snapshot};
 use serde_json::{Value, json};
 
 use super::duty::Duty;
 use super::notes::{Done, Notes};
-use super::partner::{Direction, Partner};
+use super::partner::{Direction, Partner, RETRY_FOR};
 use super::schedule::Schedule;
-use crate::config::{Config, NamespaceConfig};
+use crate::config::{Config, NamespaceConfig, PlaceConfig};
 use crate::log;
 
 /// The longest key file that is read, in bytes.
@@ -43,7 +44,9 @@ const GRACE_MINUTES: u32 = 60;
 /// The duties in one namespace.
 pub(crate) struct House {
     pub(crate) namespace: String,
-    path: PathBuf,
+    place: PlaceConfig,
+    /// Where the index of a repository is kept that is not in a folder.
+    cache: PathBuf,
     key_file: Option<PathBuf>,
     quota_bytes: Option<u64>,
     policy: Policy,
@@ -81,9 +84,10 @@ impl House {
         let schedules = texts.map(|(duty, text)| Ok((duty, Schedule::parse(text, zone.clone())?)));
         Ok(Some(Self {
             namespace: name.to_owned(),
-            path: config.path.clone(),
+            place: config.place()?,
+            cache: cache.to_owned(),
             key_file: duties.key_file.clone(),
-            quota_bytes: config.quota_mib.map(|mib| mib.saturating_mul(1024 * 1024)),
+            quota_bytes: config.quota_bytes(),
             policy: retention.map(|retention| retention.policy()).transpose()?.unwrap_or_default(),
             grace_ms: i64::from(duties.gc_grace_minutes.unwrap_or(GRACE_MINUTES)) * 60 * 1000,
             partners: partners.collect::<Result<_, String>>()?,
@@ -154,7 +158,22 @@ impl House {
 
     /// Opens the repository.
     pub(crate) fn open(&self) -> repo_core::Result<Repository> {
-        self.unlock(Repository::find(Store::open_local(&self.path)?)?)
+        self.unlock(Repository::find(self.store()?)?)
+    }
+
+    fn store(&self) -> repo_core::Result<Store> {
+        match &self.place {
+            PlaceConfig::Folder(path) => Store::open_local(path),
+            PlaceConfig::Cloud(cloud) => cloud.open(RETRY_FOR, REQUESTS_MAX),
+        }
+    }
+
+    /// Where the index is, unless it is in the repository.
+    fn cache(&self) -> Option<&Path> {
+        match &self.place {
+            PlaceConfig::Folder(_) => None,
+            PlaceConfig::Cloud(_) => Some(&self.cache),
+        }
     }
 
     fn unlock(&self, found: Found) -> repo_core::Result<Repository> {
@@ -212,7 +231,7 @@ impl House {
     }
 
     fn collect(&self, repository: Repository, now_ms: i64, monitor: &dyn Monitor) -> repo_core::Result<Value> {
-        let session = open_session(repository, None, monitor)?;
+        let session = open_session(repository, self.cache(), monitor)?;
         let options = GcOptions { grace_ms: self.grace_ms, ..GcOptions::new(now_ms) };
         let report = gc(&session, &options, monitor)?;
         Ok(json!({
@@ -239,7 +258,7 @@ impl House {
         let other = partner.store()?;
         let (from, to) = match partner.direction {
             Direction::Push => (self.open()?, other),
-            Direction::Pull => (self.unlock(Repository::find(other)?)?, Store::open_local(&self.path)?),
+            Direction::Pull => (self.unlock(Repository::find(other)?)?, self.store()?),
         };
         if !to.exists(ObjectName::Config)? {
             if !partner.init {
@@ -278,7 +297,10 @@ impl House {
             (None, Some(free)) => Capacity::Free(free),
             (None, None) => Capacity::Unknown,
         };
-        let cache = self.path.join("index");
+        let cache = match &self.place {
+            PlaceConfig::Folder(path) => path.join("index"),
+            PlaceConfig::Cloud(_) => cached_in(&self.cache, repository.config.id, &repository.store),
+        };
         let report = self.with_clock(now_ms, |clock| {
             let cache = Some(cache.as_path());
             let options = ReportOptions { clock, vdi: None, policies: &[], capacity, window_days: WINDOW_DAYS, cache };

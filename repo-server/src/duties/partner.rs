@@ -9,14 +9,14 @@ use repo_core::retention::calendar::{Clock, Span};
 use repo_core::store::Store;
 use repo_core::store::remote::RemoteOptions;
 use repo_core::store::server::{Fingerprint, ServerClient, ServerPlace, ServerSettings, Trust};
-use repo_core::traffic::{Traffic, TrafficLimits};
+use repo_core::traffic::{REQUESTS_MAX, Traffic, TrafficLimits};
 use repo_core::{Error, ErrorKind};
 
 use crate::cloud::Cloud;
 use crate::config::SyncConfig;
 
 /// How long requests are tried again while the other side does not answer.
-const RETRY_FOR: Duration = Duration::from_secs(5 * 60);
+pub(super) const RETRY_FOR: Duration = Duration::from_secs(5 * 60);
 /// The longest token file that is read, in bytes.
 const TOKEN_FILE_LEN_MAX: u64 = 4096;
 
@@ -84,7 +84,7 @@ impl Partner {
                 let options = RemoteOptions { honours_create: true, ..RemoteOptions::default() };
                 Store::open_remote(Arc::new(ServerClient::new(place, &settings)?), url, options)
             }
-            Place::Cloud(cloud) => cloud.open(RETRY_FOR, RemoteOptions::default()),
+            Place::Cloud(cloud) => cloud.open(RETRY_FOR, REQUESTS_MAX),
         }
     }
 }

@@ -165,7 +165,7 @@ mod tests {
     impl World {
         fn new(packs: u8) -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let config = NamespaceConfig { path: folder.path().join("r"), quota_mib: None, duties: None };
+            let config = NamespaceConfig { path: Some(folder.path().join("r")), ..NamespaceConfig::default() };
             let namespace = Arc::new(Namespace::open("office", &config, folder.path()).unwrap());
             for number in 0..packs {
                 let bytes = [b"CAIRNp\x02\x00\0\0\0\0\0\0\0\0".as_slice(), &[number; 1000]].concat();

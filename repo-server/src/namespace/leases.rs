@@ -1,9 +1,10 @@
 //! Leases of clients beside those of processes on this machine (docs/concurrency.md).
 //!
-//! A client renews its lease; a process on this machine keeps its own locked. So that either sees the other live, the
+//! In a folder: a client renews its lease; a process on this machine keeps its own locked. So that either sees the other live, the
 //! server locks the leases that its clients put for as long as they renew them, and gives those that others have locked
-//! the present as their time. Whose lease it is stands in a small file for each in the server's own folder: it outlives
-//! the server.
+//! the present as their time. In an object store everybody renews, and nothing is locked.
+//!
+//! Whose lease it is stands in a small file for each in the server's own folder: it outlives the server.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -28,8 +29,22 @@ pub(super) struct Leases {
 struct Held {
     /// Id of the token that put it.
     owner: String,
-    /// Locked; none once it was given up.
-    lock: Option<File>,
+    hold: Hold,
+}
+
+enum Hold {
+    /// In a folder, as long as it is renewed.
+    Locked { _file: File },
+    /// In an object store.
+    Renewed,
+    /// Others may have taken it for dead.
+    GivenUp,
+}
+
+impl Held {
+    fn is_good(&self) -> bool {
+        !matches!(self.hold, Hold::GivenUp)
+    }
 }
 
 impl Leases {
@@ -41,13 +56,17 @@ impl Leases {
         for entry in fs::read_dir(owners).map_err(|error| cannot(&error))? {
             let path = entry.map_err(|error| cannot(&error))?.path();
             let Some(id) = path.file_name().and_then(|name| LeaseId::from_hex(name.to_str()?).ok()) else { continue };
-            let root = store.root().expect("namespaces are folders");
+            let owner = || fs::read_to_string(&path).map_err(|error| cannot(&error));
+            let Some(root) = store.root() else {
+                // Whether it is still there is found out later.
+                held.insert(id, Held { owner: owner()?, hold: Hold::Renewed });
+                continue;
+            };
             match File::options().read(true).write(true).open(root.join(ObjectName::Lease(id).path())) {
                 Ok(file) => {
-                    let owner = fs::read_to_string(&path).map_err(|error| cannot(&error))?;
                     // Others hold it for the moment of their look.
                     file.lock().map_err(|error| cannot(&error))?;
-                    held.insert(id, Held { owner, lock: Some(file) });
+                    held.insert(id, Held { owner: owner()?, hold: Hold::Locked { _file: file } });
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                     fs::remove_file(&path).map_err(|error| cannot(&error))?;
@@ -74,7 +93,8 @@ impl Leases {
             .map_err(|error| repo_core::Error::io("cannot write down whose lease it is", error))?;
         match put() {
             Ok(lock) => {
-                held.insert(id, Held { owner: token.to_owned(), lock });
+                let hold = lock.map_or(Hold::Renewed, |file| Hold::Locked { _file: file });
+                held.insert(id, Held { owner: token.to_owned(), hold });
                 Ok(Stored::New)
             }
             // One of a process on this machine: it stays that one's.
@@ -100,7 +120,7 @@ impl Leases {
         let Some(lease) = held.get(&id).filter(|lease| lease.owner == token) else {
             return Err(Refusal::conflict("there is no such lease of this token's: it was taken away"));
         };
-        if lease.lock.is_none() {
+        if !lease.is_good() {
             return Err(Refusal::conflict("the lease was not renewed for too long"));
         }
         put()
@@ -115,10 +135,10 @@ impl Leases {
         what: &str,
         work: impl FnOnce() -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
-        // As long as this is locked no lease goes through the server.
+        // As long as this is locked no lease comes or goes through the server.
         let held = self.held.lock();
         let mut holds = false;
-        for (id, _) in held.iter().filter(|(_, lease)| lease.owner == token && lease.lock.is_some()) {
+        for (id, _) in held.iter().filter(|(_, lease)| lease.owner == token && lease.is_good()) {
             holds |= store.exists(ObjectName::Lease(*id))? && !store.exists(ObjectName::Revocation(*id))?;
         }
         if !holds {
@@ -153,8 +173,8 @@ impl Leases {
     }
 
     pub(super) fn expire(&self, store: &Store, now_ms: i64) {
+        let Some(root) = store.root() else { return self.forget_gone(store) };
         let after_ms = LeaseTerms::default().expires_after_ms;
-        let root = store.root().expect("namespaces are folders");
         let lived_ms = |name: ObjectName| {
             let modified = fs::metadata(root.join(name.path())).and_then(|meta| meta.modified()).ok()?;
             jiff::Timestamp::try_from(modified).ok().map(|time| time.as_millisecond())
@@ -169,10 +189,25 @@ impl Leases {
             let lived_ms = lived_ms(ObjectName::Renewal(*id)).map_or(put_ms, |renewed| renewed.max(put_ms));
             let revoked = store.exists(ObjectName::Revocation(*id)).unwrap_or(false);
             if revoked || now_ms.saturating_sub(lived_ms) > after_ms {
-                lease.lock = None;
+                lease.hold = Hold::GivenUp;
             }
             true
         });
+    }
+
+    /// Forgets the leases that others took away. How old one may get is for those to say who would revoke it: theirs is the store's
+    /// clock, and this server need not know the time.
+    fn forget_gone(&self, store: &Store) {
+        let ids: Vec<LeaseId> = self.held.lock().keys().copied().collect();
+        for id in ids {
+            // One of which the store says nothing stays. Between put and this question it was locked by nobody, but its put had
+            // been answered: it is there unless it was deleted.
+            if let Ok(false) = store.exists(ObjectName::Lease(id))
+                && self.held.lock().remove(&id).is_some()
+            {
+                remove(&self.owners.join(id.to_hex()));
+            }
+        }
     }
 }
 

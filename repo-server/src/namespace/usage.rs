@@ -1,21 +1,21 @@
 //! How much a repository holds, held against its quota. Nothing is counted where there is none.
 
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use repo_core::store::ObjectName;
 
 use crate::refusal::Refusal;
 
-/// How often all files are counted again when the quota seems to be used up: others may have deleted some.
+/// How often all objects are counted again when the quota seems to be used up: others may have deleted some.
 const RECOUNT: Duration = Duration::from_secs(60);
 
+/// Counts the bytes of all objects.
+type Count<'a> = &'a dyn Fn() -> Result<u64, Refusal>;
+
 pub(super) struct Usage {
-    root: PathBuf,
     quota: Option<u64>,
-    state: Mutex<State>,
+    /// None before they are counted.
+    state: Mutex<Option<State>>,
 }
 
 struct State {
@@ -25,13 +25,24 @@ struct State {
 }
 
 impl Usage {
-    pub(super) fn new(root: &Path, quota: Option<u64>) -> Self {
-        let used = quota.map_or(0, |_| count(root));
-        Self { root: root.to_owned(), quota, state: Mutex::new(State { used, counted: Instant::now() }) }
+    pub(super) fn new(quota: Option<u64>) -> Self {
+        Self { quota, state: Mutex::new(None) }
+    }
+
+    /// Counts, unless that was done or there is no quota.
+    pub(super) fn count(&self, count: Count<'_>) -> Result<(), Refusal> {
+        self.quota.map_or(Ok(()), |_| self.counted(&mut self.state.lock(), count).map(drop))
+    }
+
+    fn counted<'s>(&self, state: &'s mut Option<State>, count: Count<'_>) -> Result<&'s mut State, Refusal> {
+        if state.is_none() {
+            *state = Some(State { used: count()?, counted: Instant::now() });
+        }
+        state.as_mut().ok_or_else(|| Refusal::unavailable("what the namespace holds is not counted yet"))
     }
 
     pub(super) fn told(&self) -> (Option<u64>, Option<u64>) {
-        (self.quota.map(|_| self.state.lock().used), self.quota)
+        (self.state.lock().as_ref().map(|state| state.used), self.quota)
     }
 
     pub(super) fn reserve(&self) -> Reserved<'_> {
@@ -39,22 +50,25 @@ impl Usage {
     }
 
     pub(super) fn free(&self, bytes: u64) {
-        let mut state = self.state.lock();
-        state.used = state.used.saturating_sub(bytes);
+        if let Some(state) = self.state.lock().as_mut() {
+            state.used = state.used.saturating_sub(bytes);
+        }
     }
 
-    fn take(&self, bytes: u64, reserved: u64, whole: u64) -> Result<(), Refusal> {
+    fn take(&self, bytes: u64, reserved: u64, count: Count<'_>) -> Result<(), Refusal> {
         let Some(quota) = self.quota else { return Ok(()) };
         let mut state = self.state.lock();
+        let state = self.counted(&mut state, count)?;
         if state.used.saturating_add(bytes) > quota && state.counted.elapsed() > RECOUNT {
             // What others have reserved is missing in it: too little by a few objects, until they are stored.
-            *state = State { used: count(&self.root).saturating_add(reserved), counted: Instant::now() };
+            *state = State { used: count()?.saturating_add(reserved), counted: Instant::now() };
         }
         let used = state.used.saturating_add(bytes);
         if used > quota {
             let text = format!(
-                "the namespace is full: it holds {} of {quota} bytes, and {whole} more do not fit",
-                state.used.saturating_sub(reserved)
+                "the namespace is full: it holds {} of {quota} bytes, and {} more do not fit",
+                state.used.saturating_sub(reserved),
+                reserved + bytes
             );
             return Err(Refusal::full(text));
         }
@@ -70,10 +84,10 @@ pub(super) struct Reserved<'a> {
 }
 
 impl Reserved<'_> {
-    /// Makes it at least `bytes`, for an object of which `whole` bytes are known to come.
-    pub(super) fn grow(&mut self, bytes: u64, whole: u64) -> Result<(), Refusal> {
+    /// Makes it at least `bytes`.
+    pub(super) fn grow(&mut self, bytes: u64, count: Count<'_>) -> Result<(), Refusal> {
         if let Some(more) = bytes.checked_sub(self.bytes).filter(|more| *more > 0) {
-            self.usage.take(more, self.bytes, whole)?;
+            self.usage.take(more, self.bytes, count)?;
             self.bytes = bytes;
         }
         Ok(())
@@ -92,40 +106,24 @@ impl Drop for Reserved<'_> {
     }
 }
 
-/// Bytes of all objects. What cannot be read now does not count.
-fn count(root: &Path) -> u64 {
-    let mut folders: Vec<PathBuf> = ObjectName::FOLDERS.iter().map(|folder| root.join(folder)).collect();
-    let mut bytes = fs::metadata(root.join("config")).map_or(0, |meta| meta.len());
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            match entry.metadata() {
-                Ok(meta) if meta.is_dir() => folders.push(entry.path()),
-                Ok(meta) => bytes += meta.len(),
-                Err(_) => {}
-            }
-        }
-    }
-    bytes
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn room_is_reserved_kept_given_back_and_runs_out() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::create_dir_all(folder.path().join("packs/ab")).unwrap();
-        fs::write(folder.path().join("packs/ab/x"), [0; 40]).unwrap();
-        let usage = Usage::new(folder.path(), Some(100));
+        let usage = Usage::new(Some(100));
+        let count: Count<'_> = &|| Ok(40);
+        assert_eq!(usage.told(), (None, Some(100)));
+        usage.count(count).unwrap();
         assert_eq!(usage.told(), (Some(40), Some(100)));
         let mut first = usage.reserve();
-        first.grow(50, 50).unwrap();
+        first.grow(50, count).unwrap();
         let mut second = usage.reserve();
-        let refusal = second.grow(11, 11).unwrap_err();
+        let refusal = second.grow(11, count).unwrap_err();
         assert_eq!(refusal.status, axum::http::StatusCode::INSUFFICIENT_STORAGE);
         assert!(refusal.message.contains("full"), "{}", refusal.message);
-        second.grow(10, 10).unwrap();
+        second.grow(10, count).unwrap();
         first.keep(30);
         assert_eq!(usage.told().0, Some(80));
         drop(second);
@@ -135,10 +133,22 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_counted_takes_nothing_in_and_is_counted_later() {
+        let usage = Usage::new(Some(100));
+        let mut room = usage.reserve();
+        let refusal = room.grow(1, &|| Err(Refusal::unavailable("away"))).unwrap_err();
+        assert_eq!(refusal.status, axum::http::StatusCode::SERVICE_UNAVAILABLE);
+        usage.free(7);
+        room.grow(1, &|| Ok(40)).unwrap();
+        assert_eq!(usage.told().0, Some(41));
+    }
+
+    #[test]
     fn without_a_quota_nothing_is_counted() {
-        let folder = tempfile::tempdir().unwrap();
-        let usage = Usage::new(folder.path(), None);
-        usage.reserve().grow(u64::MAX, u64::MAX).unwrap();
+        let usage = Usage::new(None);
+        let never: Count<'_> = &|| unreachable!();
+        usage.count(never).unwrap();
+        usage.reserve().grow(u64::MAX, never).unwrap();
         assert_eq!(usage.told(), (None, None));
     }
 }

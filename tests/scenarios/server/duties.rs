@@ -16,19 +16,19 @@ use tempfile::TempDir;
 use super::{Machine, disk, id};
 
 /// A client of the namespace `office`, while the server is stopped and started.
-struct Client {
+pub(super) struct Client {
     address: String,
     home: TempDir,
     tokens: BTreeMap<&'static str, String>,
 }
 
 impl Client {
-    fn of(server: &Server) -> Self {
+    pub(super) fn of(server: &Server) -> Self {
         let Machine { home, tokens, .. } = Machine::new(server);
         Self { address: server.address.clone(), home, tokens }
     }
 
-    fn cairn(&self, role: &str, arguments: &[&str]) -> Command {
+    pub(super) fn cairn(&self, role: &str, arguments: &[&str]) -> Command {
         let mut command = Server::cairn_at(&self.address, self.home.path(), "office", &self.tokens[role]);
         command.args(["--retry-for", "0"]).args(arguments);
         command
@@ -36,7 +36,7 @@ impl Client {
 }
 
 /// Makes a key of a role, and tells the server to do its duties with it.
-fn give_key(server: &mut Server, client: &Client, role: &str, duties: &str) {
+pub(super) fn give_key(server: &mut Server, client: &Client, role: &str, duties: &str) {
     let key = server.path(&format!("{role}.key"));
     let public = run(&mut client.cairn("admin", &["key", "generate", key.to_str().unwrap()]));
     let public = String::from_utf8(public.stdout).unwrap();
@@ -45,12 +45,12 @@ fn give_key(server: &mut Server, client: &Client, role: &str, duties: &str) {
 }
 
 /// Runs duties now.
-fn run_duties(server: &Server, which: &[&str]) -> Vec<Value> {
+pub(super) fn run_duties(server: &Server, which: &[&str]) -> Vec<Value> {
     let arguments = [&["duties", "run", "office"], which].concat();
     json(&mut server.command(&arguments)).as_array().unwrap().clone()
 }
 
-fn duty(ran: &[Value], name: &str) -> Value {
+pub(super) fn duty(ran: &[Value], name: &str) -> Value {
     ran.iter().find(|one| one["duty"] == name).unwrap_or_else(|| panic!("{name}: {ran:?}")).clone()
 }
 

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::access::{Action, allows};
 use crate::api::objects::blocking;
-use crate::namespace::{Namespace, Stored};
+use crate::namespace::Stored;
 use crate::refusal::Refusal;
 use crate::state::{Call, Record, Shared};
 
@@ -39,7 +39,7 @@ pub(super) async fn take(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Stored, Refusal> {
-    let len_max = Namespace::len_max(name, shared.object_len_max());
+    let len_max = call.namespace.len_max(name, shared.object_len_max());
     let said_len = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     let body = Arriving { body, len_max, record: call.record.clone(), shared: shared.clone() };
     if let Some(len) = said_len.filter(|len| *len > len_max) {
@@ -58,8 +58,8 @@ pub(super) async fn take(
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many objects are coming in"));
     };
     if !matches!(name, ObjectName::Config | ObjectName::Renewal(_)) {
-        let namespace = call.namespace.clone();
-        if blocking(move || namespace.has(name)).await? {
+        let (namespace, token) = (call.namespace.clone(), call.token.id.clone());
+        if blocking(move || namespace.existed(name, &token)).await? {
             body.discard().await;
             return Ok(Stored::Existed);
         }
@@ -71,7 +71,7 @@ pub(super) async fn take(
     let stored = worker.await;
     // Why the bytes stopped coming tells more than that they did.
     arrived?;
-    stored.unwrap_or_else(|error| Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", error.to_string())))
+    stored.unwrap_or_else(|error| Err(Refusal::broke_off(&error)))
 }
 
 fn write(

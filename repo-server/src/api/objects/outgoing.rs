@@ -1,39 +1,32 @@
 //! Bytes of an object on their way to the client: read a piece ahead, no more.
 
-use std::fs::File;
-use std::ops::Range;
-use std::os::unix::fs::FileExt;
-
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::stream;
+use repo_core::store::reading::Part;
 use tokio::sync::mpsc;
 
-use crate::namespace::Found;
+use crate::namespace::{Content, Found};
 use crate::refusal::Refusal;
 
-/// Bytes of a piece.
-const PIECE_LEN: u64 = 256 * 1024;
+/// The part of an object that a request asks for.
+pub(super) fn asked(headers: &HeaderMap) -> Part {
+    headers.get(header::RANGE).and_then(|value| value.to_str().ok()).map_or(Part::Whole, parse)
+}
 
-/// The answer with an object, or the part of it that was asked for.
-pub(super) fn answer(file: File, found: &Found, method: &Method, headers: &HeaderMap) -> Result<Response, Refusal> {
-    let asked = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
-    let (status, range) = match asked.map(|asked| parse(asked, found.bytes)) {
-        None | Some(Asked::Whole) => (StatusCode::OK, 0..found.bytes),
-        Some(Asked::Part(range)) => (StatusCode::PARTIAL_CONTENT, range),
-        Some(Asked::Nothing) => {
-            let text = format!("{} has {} bytes, none of them in that range", found.name, found.bytes);
-            let refusal = Refusal::new(StatusCode::RANGE_NOT_SATISFIABLE, "range", text);
-            let mut response = refusal.into_response();
-            let whole = format!("bytes */{}", found.bytes);
-            response
-                .headers_mut()
-                .extend(HeaderValue::from_str(&whole).ok().map(|value| (header::CONTENT_RANGE, value)));
-            return Ok(response);
-        }
+/// The answer with the part of an object that was asked for; without its bytes where there is no content.
+pub(super) fn answer(found: &Found, part: &Part, content: Option<Content>) -> Result<Response, Refusal> {
+    let Some(range) = part.of(found.bytes) else {
+        let text = format!("{} has {} bytes, none of them in that range", found.name, found.bytes);
+        let refusal = Refusal::new(StatusCode::RANGE_NOT_SATISFIABLE, "range", text);
+        let mut response = refusal.into_response();
+        let whole = format!("bytes */{}", found.bytes);
+        response.headers_mut().extend(HeaderValue::from_str(&whole).ok().map(|value| (header::CONTENT_RANGE, value)));
+        return Ok(response);
     };
-    let body = if *method == Method::HEAD { Body::empty() } else { body(file, range.clone()) };
+    let status = if *part == Part::Whole { StatusCode::OK } else { StatusCode::PARTIAL_CONTENT };
+    let body = content.map_or_else(Body::empty, body);
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -50,46 +43,29 @@ pub(super) fn answer(file: File, found: &Found, method: &Method, headers: &Heade
     Ok(response)
 }
 
-/// What a Range header asks for, of an object of some length.
-#[derive(Debug, PartialEq, Eq)]
-enum Asked {
-    Part(Range<u64>),
-    /// It cannot be understood, and need not be (RFC 9110 §14.2).
-    Whole,
-    /// Bytes that are not there.
-    Nothing,
-}
-
-fn parse(text: &str, len: u64) -> Asked {
-    let digits = |text: &str| match text.bytes().all(|byte| byte.is_ascii_digit()) {
-        true => text.parse::<u64>().ok(),
-        false => None,
-    };
+/// What a Range header asks for. One that cannot be understood need not be (RFC 9110 §14.2).
+fn parse(text: &str) -> Part {
     let Some((first, last)) = text.strip_prefix("bytes=").and_then(|range| range.split_once('-')) else {
-        return Asked::Whole;
+        return Part::Whole;
     };
-    let range = match (digits(first), digits(last)) {
-        (None, Some(count)) if first.is_empty() => len.saturating_sub(count)..len,
-        (Some(first), None) if last.is_empty() => first..len,
-        (Some(first), Some(last)) if first <= last => first..len.min(last.saturating_add(1)),
-        _ => return Asked::Whole,
-    };
-    if range.start < range.end { Asked::Part(range) } else { Asked::Nothing }
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<u64>().ok())?;
+    match (digits(first), digits(last)) {
+        (None, Some(count)) if first.is_empty() => Part::Last(count),
+        (Some(first), None) if last.is_empty() => Part::From(first),
+        (Some(first), Some(last)) if first <= last => Part::Range(first..last.saturating_add(1)),
+        _ => Part::Whole,
+    }
 }
 
-fn body(file: File, range: Range<u64>) -> Body {
+fn body(mut content: Content) -> Body {
     let (pieces, taken) = mpsc::channel::<std::io::Result<Bytes>>(1);
     tokio::task::spawn_blocking(move || {
-        let mut at = range.start;
-        while at < range.end {
-            let mut piece = vec![0; PIECE_LEN.min(range.end - at) as usize];
-            let read = file.read_exact_at(&mut piece, at).map(|()| Bytes::from(piece));
-            let failed = read.is_err();
+        while let Some(piece) = content.next_piece().transpose() {
+            let failed = piece.is_err();
             // Whoever takes them is gone when this fails; and whoever is told of an error hears no more.
-            if pieces.blocking_send(read).is_err() || failed {
+            if pieces.blocking_send(piece).is_err() || failed {
                 return;
             }
-            at += PIECE_LEN;
         }
     });
     Body::from_stream(stream::unfold(taken, |mut taken| async move { taken.recv().await.map(|piece| (piece, taken)) }))
@@ -102,27 +78,32 @@ mod tests {
     #[test]
     fn ranges_are_read_as_the_standard_says() {
         let cases = [
-            ("bytes=0-0", Asked::Part(0..1)),
-            ("bytes=2-5", Asked::Part(2..6)),
-            ("bytes=8-", Asked::Part(8..10)),
-            ("bytes=8-99", Asked::Part(8..10)),
-            ("bytes=-3", Asked::Part(7..10)),
-            ("bytes=-30", Asked::Part(0..10)),
-            ("bytes=0-18446744073709551615", Asked::Part(0..10)),
-            ("bytes=10-", Asked::Nothing),
-            ("bytes=-0", Asked::Nothing),
-            ("bytes=99-100", Asked::Nothing),
-            ("bytes=5-2", Asked::Whole),
-            ("bytes=", Asked::Whole),
-            ("bytes=-", Asked::Whole),
-            ("bytes=0-1,3-4", Asked::Whole),
-            ("bytes=+1-2", Asked::Whole),
-            ("bytes=99999999999999999999-", Asked::Whole),
-            ("lines=1-2", Asked::Whole),
+            ("bytes=0-0", Some(0..1)),
+            ("bytes=2-5", Some(2..6)),
+            ("bytes=8-", Some(8..10)),
+            ("bytes=8-99", Some(8..10)),
+            ("bytes=-3", Some(7..10)),
+            ("bytes=-30", Some(0..10)),
+            ("bytes=0-18446744073709551615", Some(0..10)),
+            ("bytes=10-", None),
+            ("bytes=-0", None),
+            ("bytes=99-100", None),
         ];
-        for (text, asked) in cases {
-            assert_eq!(parse(text, 10), asked, "{text}");
+        for (text, range) in cases {
+            assert_eq!(parse(text).of(10), range, "{text}");
         }
-        assert_eq!(parse("bytes=0-", 0), Asked::Nothing);
+        let senseless = [
+            "bytes=5-2",
+            "bytes=",
+            "bytes=-",
+            "bytes=0-1,3-4",
+            "bytes=+1-2",
+            "bytes=99999999999999999999-",
+            "lines=1-2",
+        ];
+        for text in senseless {
+            assert_eq!(parse(text), Part::Whole, "{text}");
+        }
+        assert_eq!(parse("bytes=0-").of(0), None);
     }
 }
