@@ -69,6 +69,8 @@ pub struct Candidate<'a> {
     pub id: SnapshotId,
     /// The moment it stands for, in milliseconds since the Unix epoch.
     pub time_ms: i64,
+    /// Which of two of the same moment is the newer one, in milliseconds since the Unix epoch: object stores tell times by the second.
+    pub order_ms: i64,
     /// What is said of it.
     pub remarks: &'a Remarks,
 }
@@ -117,7 +119,8 @@ impl fmt::Display for Reason {
 /// reason is to be removed.
 pub fn decide(policy: &Policy, snapshots: &[Candidate<'_>], clock: &Clock<'_>) -> Vec<Vec<Reason>> {
     let mut newest_first: Vec<usize> = (0..snapshots.len()).collect();
-    newest_first.sort_unstable_by_key(|at| std::cmp::Reverse((snapshots[*at].time_ms, snapshots[*at].id)));
+    let newness = |candidate: &Candidate<'_>| (candidate.time_ms, candidate.order_ms, candidate.id);
+    newest_first.sort_unstable_by_key(|at| std::cmp::Reverse(newness(&snapshots[*at])));
     let mut reasons = vec![Vec::new(); snapshots.len()];
     for rule in &policy.rules {
         apply(*rule, snapshots, &newest_first, clock, &mut reasons);
@@ -180,7 +183,10 @@ mod tests {
     type Owned = (SnapshotId, i64, Remarks);
 
     fn candidates(owned: &[Owned]) -> Vec<Candidate<'_>> {
-        owned.iter().map(|(id, time_ms, remarks)| Candidate { id: *id, time_ms: *time_ms, remarks }).collect()
+        owned
+            .iter()
+            .map(|(id, time_ms, remarks)| Candidate { id: *id, time_ms: *time_ms, order_ms: 0, remarks })
+            .collect()
     }
 
     fn kept(policy: &Policy, owned: &[Owned]) -> Vec<Owned> {
@@ -302,7 +308,12 @@ mod tests {
         let plain = Remarks::default();
         // 2026-11-20 14:59:59 UTC, the day before, and ten days before.
         let newest = 1_795_186_799_000;
-        let at = |days: i64, remarks| Candidate { id: SnapshotId([1; 32]), time_ms: newest - days * DAY_MS, remarks };
+        let at = |days: i64, remarks| Candidate {
+            id: SnapshotId([1; 32]),
+            time_ms: newest - days * DAY_MS,
+            order_ms: 0,
+            remarks,
+        };
         let rule = |period, reach| Rule { period, reach };
         let policy = Policy {
             rules: vec![
@@ -321,6 +332,21 @@ mod tests {
         assert_eq!(texts[0], ["daily 1 of 7: 2026-11-20", "within 1d", "weekly 1 within 1m: 2026-W47", "last 1 of 1"]);
         assert_eq!(texts[1], ["daily 2 of 7: 2026-11-19", "within 1d"]);
         assert_eq!(texts[2], ["daily 3 of 7: 2026-11-10", "weekly 2 within 1m: 2026-W46", "tag gold", "protected"]);
+    }
+
+    /// Whoever stored several snapshots in one second got to keep any one of them.
+    #[test]
+    fn of_the_same_moment_the_later_one_is_the_newer() {
+        let remarks = Remarks::default();
+        let at = |id, order_ms| Candidate { id: SnapshotId([id; 32]), time_ms: 5000, order_ms, remarks: &remarks };
+        let rules = vec![Rule { period: Period::Each, reach: Reach::Count(1) }];
+        let policy = Policy { rules, ..Policy::default() };
+        let clock = Clock { now_ms: 9000, offset: &|_| 0 };
+        for ids in [[1, 2, 3], [3, 2, 1], [2, 3, 1]] {
+            let candidates: Vec<_> = ids.into_iter().zip(5001..).map(|(id, order_ms)| at(id, order_ms)).collect();
+            let kept: Vec<_> = decide(&policy, &candidates, &clock).iter().map(|reasons| !reasons.is_empty()).collect();
+            assert_eq!(kept, [false, false, true], "{ids:?}");
+        }
     }
 
     #[test]

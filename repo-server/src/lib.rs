@@ -29,6 +29,7 @@ use std::time::Duration;
 use axum_server::Handle;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use repo_core::store::server::Fingerprint;
+use repo_core::traffic::REQUESTS_MAX;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -60,6 +61,21 @@ pub fn serve(config: &Config) -> Result<(), String> {
     let served = runtime.block_on(run(config, shared.clone(), files));
     runtime.shutdown_timeout(Duration::from_secs(u64::from(config.limits.grace_seconds)));
     served
+}
+
+/// Asks the object stores in which namespaces are, so that wrong keys and names are found before clients find them.
+///
+/// # Errors
+/// What keeps one from being used.
+pub fn ask_object_stores(config: &Config) -> Result<(), String> {
+    for (name, namespace) in &config.namespaces {
+        let cannot = |error: String| format!("namespace {name}: {error}");
+        if let config::PlaceConfig::Cloud(cloud) = namespace.place().map_err(cannot)? {
+            let answered = cloud.open(namespace::RETRY_FOR, REQUESTS_MAX).and_then(|store| store.page("keys", "", 1));
+            answered.map_err(|error| cannot(error.chain()))?;
+        }
+    }
+    Ok(())
 }
 
 /// The fingerprint of the certificate that is shown; the server's own one is made when it is missing.

@@ -111,6 +111,7 @@ fn run(args: &Args) -> Result<(), String> {
         None => repo_server::serve(&config),
         Some(Command::Openapi) => Ok(()),
         Some(Command::Check) => {
+            repo_server::ask_object_stores(&config)?;
             for (namespace, key) in repo_server::describe_keys(&config)? {
                 println!("duties of {namespace}: {key}");
             }

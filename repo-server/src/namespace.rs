@@ -36,7 +36,7 @@ const SMALL_LEN_MAX: u64 = 64 * 1024;
 /// Length of an object header.
 const HEADER_LEN: usize = 16;
 /// How long a request to an object store is tried again. Clients try again themselves, and for longer.
-const RETRY_FOR: Duration = Duration::from_secs(5);
+pub(crate) const RETRY_FOR: Duration = Duration::from_secs(5);
 /// Requests to an object store at once. One is as long as a client takes for the bytes it reads.
 const REQUESTS_MAX: usize = 256;
 

@@ -216,7 +216,8 @@ fn by_policy(
     for (at, named) in snapshots.iter().enumerate() {
         let remarks: &Remarks = &remarks[at];
         for disk in named.snapshot.disks.iter().filter(|disk| selected(&disk.vdi)) {
-            let candidate = Candidate { id: named.id, time_ms: named.snapshot.time_ms, remarks };
+            let time_ms = named.snapshot.time_ms;
+            let candidate = Candidate { id: named.id, time_ms, order_ms: time_ms, remarks };
             of_disk.entry(&disk.vdi).or_default().push((at, candidate));
         }
     }

@@ -22,7 +22,7 @@ fn objects(s3: &S3Server, start: &str) -> Vec<String> {
 }
 
 /// A process with the store's own keys, beside the server.
-fn beside(s3: &S3Server, home: &Path, arguments: &[&str]) -> Command {
+pub(super) fn beside(s3: &S3Server, home: &Path, arguments: &[&str]) -> Command {
     let mut command = cairn(Path::new(&s3.place("office")));
     command.args(arguments).envs(variables(&s3.address)).env("HOME", home);
     command.env_remove("XDG_CACHE_HOME").env_remove("XDG_CONFIG_HOME");
@@ -167,12 +167,15 @@ fn with_the_structure_key_a_server_keeps_house_in_a_bucket() {
 /// Others that the server keeps go on.
 #[test]
 fn a_store_that_is_gone_is_said_to_be_gone_and_comes_back() {
-    let mut server = {
-        let s3 = S3Server::start();
-        Server::start_on(&s3, "")
-    };
+    let s3 = S3Server::start();
+    // A port that nobody listens on.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let place = format!("url = \"{}\"", s3.place("office"));
+    let mut server = Server::start_at("", &place, &variables(&nobody));
     let token = server.token("admin", "*");
     let get = |server: &Server, path: &str| server.request("GET", path, &token, b"").0;
+    let (_, text) = fails(&mut server.command(&["check"]));
+    assert!(text.contains("namespace office") && text.contains("cannot be reached"), "{text}");
     assert_eq!(get(&server, "/v1/office/packs"), 503);
     assert_eq!(get(&server, "/v1/lab/packs"), 200);
     assert_eq!(get(&server, "/readyz"), 503);
@@ -180,10 +183,10 @@ fn a_store_that_is_gone_is_said_to_be_gone_and_comes_back() {
     let (path, pack) = object(b'p', "packs", b"pack");
     assert_eq!(server.request("PUT", &format!("/v1/office/{path}"), &token, &pack).0, 503);
     assert_eq!(server.request("PUT", &format!("/v1/lab/{path}"), &token, &pack).0, 201);
-    let s3 = S3Server::start();
     server.variables = variables(&s3.address).to_vec();
     server.kill();
     server.start_again();
+    run(&mut server.command(&["check"]));
     assert_eq!(get(&server, "/readyz"), 200);
     assert_eq!(server.request("PUT", &format!("/v1/office/{path}"), &token, &pack).0, 201);
     assert_eq!(objects(&s3, ""), [format!("office/{path}")]);

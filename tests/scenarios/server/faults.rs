@@ -2,11 +2,12 @@
 //! whole, what was not is not there at all, and everything goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
 use repo_tests::cli::{cairn, json, run};
 use repo_tests::model::{ModelDisk, mix};
+use repo_tests::s3::S3Server;
 use repo_tests::server::Server;
 use repo_tests::wire::Wire;
 use serde_json::Value;
@@ -28,6 +29,8 @@ enum Operation {
 }
 
 struct World {
+    /// Where the namespace is, if not in a folder.
+    bucket: Option<S3Server>,
     server: Server,
     wire: Wire,
     homes: Vec<TempDir>,
@@ -41,14 +44,14 @@ struct World {
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
-        let server = Server::start("");
+    fn new(seed: u64, bucket: Option<S3Server>) -> Self {
+        let server = bucket.as_ref().map_or_else(|| Server::start(""), |s3| Server::start_on(s3, ""));
         let Machine { tokens, home, .. } = Machine::new(&server);
         run(server.cairn(home.path(), "office", &tokens["admin"]).arg("init"));
         let wire = Wire::lay(&server.address, seed);
         let homes = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
         let (committed, let_go, begun) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
-        Self { server, wire, homes, tokens, committed, let_go, begun }
+        Self { bucket, server, wire, homes, tokens, committed, let_go, begun }
     }
 
     fn image(&self, client: usize) -> PathBuf {
@@ -157,10 +160,30 @@ impl World {
         (server_dies.is_none(), client_dies.is_none())
     }
 
+    /// All of them, by their paths in the repository.
+    fn objects(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let root = match &self.bucket {
+            None => self.server.path("office"),
+            Some(s3) => {
+                let root = self.server.path("downloaded");
+                let code = format!(
+                    "import os\nroot = {root:?}\npages = s3.get_paginator('list_objects_v2').paginate(Bucket=bucket, Prefix='office/')\n\
+                     for key in [one['Key'] for page in pages for one in page['Contents']]:\n    \
+                     path = os.path.join(root, key[7:])\n    os.makedirs(os.path.dirname(path), exist_ok=True)\n    \
+                     s3.download_file(bucket, key, path)"
+                );
+                s3.boto(&code);
+                root
+            }
+        };
+        let found = files(&root).into_iter();
+        found.map(|(path, bytes)| (path.strip_prefix(&root).unwrap().to_owned(), bytes)).collect()
+    }
+
     /// With nothing broken any more.
     fn verify(&mut self) {
         self.wire.calm();
-        every_object_is_what_its_name_says(&self.server.path("office"));
+        every_object_is_what_its_name_says(&self.objects());
         assert_eq!(json(self.cairn(0, "restore").args(["check", "--read-data"]))["clean"], true);
         let listed = json(self.cairn(0, "restore").arg("snapshots"));
         let listed: BTreeMap<String, u64> = listed.as_array().unwrap().iter().map(seed_of).collect();
@@ -190,25 +213,44 @@ fn seed_of(snapshot: &Value) -> (String, u64) {
 }
 
 /// Of leases, too: none is half there.
-fn every_object_is_what_its_name_says(root: &Path) {
-    for (path, bytes) in files(root) {
-        let below = path.strip_prefix(root).unwrap();
-        let folder = below.iter().next().unwrap().to_str().unwrap();
+fn every_object_is_what_its_name_says(objects: &BTreeMap<PathBuf, Vec<u8>>) {
+    for (path, bytes) in objects {
+        let folder = path.iter().next().unwrap().to_str().unwrap();
         if !["packs", "snapshots", "keys", "leases"].contains(&folder) {
             continue;
         }
         let name = path.file_name().unwrap().to_str().unwrap();
         let hash = name.rsplit(['-', '.']).next().unwrap();
-        assert_eq!(blake3::hash(&bytes).to_hex().as_str(), hash, "{}", below.display());
+        assert_eq!(blake3::hash(bytes).to_hex().as_str(), hash, "{}", path.display());
     }
 }
 
 #[test]
 fn whatever_breaks_nothing_committed_is_lost_and_nothing_is_half_there() {
+    let world = campaign(None, 4, 10);
+    // Who was killed with a turn holds clients up for half an hour; on the folder, with the server down, dead is dead.
+    let folder = world.server.path("office");
+    let World { mut server, .. } = world;
+    server.kill();
+    run(cairn(&folder).args(["forget", "--keep-last", "1"]));
+    let collected = json(cairn(&folder).args(["gc", "--grace", "0s"]));
+    assert_eq!(collected["waiting_packs"], 0, "{collected}");
+    assert_eq!(json(cairn(&folder).args(["check", "--read-data"]))["clean"], true);
+}
+
+#[test]
+fn whatever_breaks_before_a_bucket_nothing_committed_is_lost_and_nothing_is_half_there() {
+    let world = campaign(Some(S3Server::start()), 5, 5);
+    let home = tempfile::tempdir().unwrap();
+    let s3 = world.bucket.as_ref().unwrap();
+    assert_eq!(json(&mut super::bucket::beside(s3, home.path(), &["check", "--read-data"]))["clean"], true);
+}
+
+fn campaign(bucket: Option<S3Server>, seed: u64, rounds: u64) -> World {
     let number = |name: &str, usual| std::env::var(name).map_or(usual, |text| text.parse().unwrap());
-    let (seed, rounds) = (number("CAIRN_FAULT_SEED", 4), number("CAIRN_FAULT_ROUNDS", 10));
+    let (seed, rounds) = (number("CAIRN_FAULT_SEED", seed), number("CAIRN_FAULT_ROUNDS", rounds));
     println!("CAIRN_FAULT_SEED={seed} CAIRN_FAULT_ROUNDS={rounds}");
-    let mut world = World::new(seed);
+    let mut world = World::new(seed, bucket);
     let (mut servers, mut clients) = (0, 0);
     for round in 0..rounds {
         let (server_died, client_died) = world.round(round, mix(seed ^ mix(round)));
@@ -234,11 +276,5 @@ fn whatever_breaks_nothing_committed_is_lost_and_nothing_is_half_there() {
     let target = world.homes[0].path().join("restored");
     run(world.cairn(0, "restore").args(["restore", &id, "--format", "raw", "--force", "-o"]).arg(&target));
     assert!(std::fs::read(&target).unwrap() == fresh.to_bytes());
-    // Who was killed with a turn holds clients up for half an hour; on the folder, with the server down, dead is dead.
-    world.server.kill();
-    let folder = world.server.path("office");
-    run(cairn(&folder).args(["forget", "--keep-last", "1"]));
-    let collected = json(cairn(&folder).args(["gc", "--grace", "0s"]));
-    assert_eq!(collected["waiting_packs"], 0, "{collected}");
-    assert_eq!(json(cairn(&folder).args(["check", "--read-data"]))["clean"], true);
+    world
 }

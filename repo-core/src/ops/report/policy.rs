@@ -32,7 +32,8 @@ impl NamedPolicy {
             for disk in &named.snapshot.disks {
                 let (places, candidates) = of_vdi.entry(&disk.vdi).or_default();
                 places.push(at);
-                candidates.push(Candidate { id: named.id, time_ms: named.snapshot.time_ms, remarks });
+                let time_ms = named.snapshot.time_ms;
+                candidates.push(Candidate { id: named.id, time_ms, order_ms: time_ms, remarks });
             }
         }
         let mut keeps = vec![false; snapshots.len()];
