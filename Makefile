@@ -59,6 +59,7 @@ fmt:
 lint: deps
 	cargo fmt --all --check
 	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
+	cargo check --release --locked -p repo-cli --no-default-features
 	RUSTDOCFLAGS='-D warnings' cargo doc $(CARGO_FLAGS) --no-deps
 
 bench: build

@@ -26,6 +26,7 @@ Environment:
   CAIRN_PASSPHRASE      the passphrase, when --passphrase-file is not given
   CAIRN_KEY_FILE        the private key file, when neither --key-file nor --passphrase-file is given
   CAIRN_TOKEN           the token for a cairn-server, when --token-file is not given
+  CAIRN_SSH             what sftp:// is reached with instead of ssh: a program and its first arguments
   CAIRN_FINGERPRINT     the certificate of a cairn-server, when --fingerprint is not given
   XDG_CONFIG_HOME       where the certificates of servers are remembered (default ~/.config)
   XDG_CACHE_HOME        where the index of a read-only or remote repository is kept (default ~/.cache)

@@ -118,6 +118,13 @@ pub(crate) fn hint(text: &str) -> Option<&'static str> {
         ("the namespace is full", "forget snapshots and run gc with an operator's token, or have the quota raised"),
         ("is no cairn-server", "check host and port"),
         ("does not allow", "the key lacks rights: docs/operations.md lists what each command needs"),
+        (
+            "Permission denied",
+            "try `ssh HOST` by hand: the key has to be without a passphrase, or in an agent; ~/.ssh/config says which one is used",
+        ),
+        ("verification failed", "the host is not known yet, or its key changed: `ssh HOST` by hand says which"),
+        ("reach the SFTP server", "try `sftp HOST` by hand; ~/.ssh/config and CAIRN_SSH say how the host is reached"),
+        ("is used over SFTP", "name it sftp://HOST/PATH"),
         ("cannot be reached", "check AWS_ENDPOINT_URL, the network, and whether the store is running"),
     ];
     table.iter().find(|(part, _)| text.contains(part)).map(|(_, hint)| *hint)

@@ -28,6 +28,7 @@ use crate::failure::{Failure, Result, chain};
 use crate::output;
 use crate::secret::{Given, Secret, Side};
 use crate::server::{ServerAccess, ServerRepo};
+use crate::sftp::SftpRepo;
 use crate::terminal::Terminal;
 use crate::traffic;
 
@@ -70,6 +71,8 @@ pub(crate) enum Place<'a> {
     Cloud(CloudRepo),
     /// On a server.
     Server(ServerRepo),
+    /// In a folder of another machine.
+    Sftp(SftpRepo),
 }
 
 impl std::fmt::Display for Place<'_> {
@@ -78,6 +81,7 @@ impl std::fmt::Display for Place<'_> {
             Self::Folder(path) => path.display().fmt(f),
             Self::Cloud(cloud) => f.write_str(&cloud.url),
             Self::Server(server) => f.write_str(&server.url),
+            Self::Sftp(sftp) => f.write_str(sftp.url()),
         }
     }
 }
@@ -166,6 +170,7 @@ impl Invocation {
             Place::Folder(path) => Store::open_local(path).map_err(|error| cannot_open(place, error)),
             Place::Cloud(cloud) => cloud.open(&self.network, credentials.profile.as_deref()),
             Place::Server(server) => server.open(&self.network, &credentials.server, &self.terminal),
+            Place::Sftp(sftp) => sftp.open(&self.network),
         }
     }
 
@@ -411,11 +416,14 @@ pub(crate) fn place_of(path: &Path) -> Result<Place<'_>> {
     if let Some(server) = ServerRepo::parse(text)? {
         return Ok(Place::Server(server));
     }
+    if let Some(sftp) = SftpRepo::parse(text)? {
+        return Ok(Place::Sftp(sftp));
+    }
     match CloudRepo::parse(text)? {
         Some(cloud) => Ok(Place::Cloud(cloud)),
         None => Err(Failure::usage(format!("{text} is neither a path nor the URL of an object store or a server")).hint(
-            "s3://BUCKET/PREFIX, az://CONTAINER/PREFIX and gs://BUCKET/PREFIX are, and https://HOST:PORT/NAMESPACE of a \
-             server",
+            "s3://BUCKET/PREFIX, az://CONTAINER/PREFIX and gs://BUCKET/PREFIX are, https://HOST:PORT/NAMESPACE of a \
+             server, and sftp://HOST/PATH",
         )),
     }
 }
@@ -424,7 +432,7 @@ fn open_with(place: &Place<'_>, found: Found, secret: &Secret) -> Result<Reposit
     let (unlock, entropy) = (secret.unlock(), Entropy::system());
     let opened = match place {
         Place::Folder(_) => found.open(&unlock, entropy),
-        Place::Cloud(_) | Place::Server(_) => {
+        Place::Cloud(_) | Place::Server(_) | Place::Sftp(_) => {
             let store = found.store().clone();
             found.open_as_before(&unlock, |id| slot_used_before(id, &store), entropy)
         }
@@ -455,7 +463,7 @@ pub(crate) fn cannot_open(place: &Place<'_>, error: Error) -> Failure {
     let outer = format!("cannot open repository {place}");
     let hint = match place {
         Place::Folder(_) => None,
-        Place::Cloud(_) | Place::Server(_) => cloud::hint(&error.to_string()),
+        Place::Cloud(_) | Place::Server(_) | Place::Sftp(_) => cloud::hint(&error.to_string()),
     };
     let failure = match kind {
         // What misses and why is one thing here: the place has no config.

@@ -16,6 +16,8 @@ mod passphrase;
 mod secret;
 mod select;
 mod server;
+#[cfg_attr(not(feature = "sftp"), path = "sftp_absent.rs")]
+mod sftp;
 mod size;
 mod terminal;
 mod traffic;

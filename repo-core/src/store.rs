@@ -21,6 +21,8 @@ pub mod reading;
 pub mod remote;
 mod s3;
 pub mod server;
+#[cfg(feature = "sftp")]
+pub mod sftp;
 
 use std::ops::Range;
 use std::path::Path;
@@ -64,6 +66,7 @@ impl Store {
         if !root.is_dir() {
             return Err(Error::new(ErrorKind::NotFound, format!("{} is not a folder", root.display())));
         }
+        local::refuse_marked(root)?;
         let objects = object_store::local::LocalFileSystem::new_with_prefix(root)
             .map_err(|error| Error::with_source(ErrorKind::Io, format!("cannot open {}", root.display()), error))?;
         let place = Place::Local(LocalDir::new(root));

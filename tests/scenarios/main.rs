@@ -33,6 +33,7 @@ mod report;
 mod report_page;
 mod samples;
 mod server;
+mod sftp;
 mod soak;
 mod sync;
 

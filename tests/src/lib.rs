@@ -8,5 +8,6 @@ pub mod power;
 pub mod proxy;
 pub mod s3;
 pub mod server;
+pub mod sftp;
 pub mod vhd;
 pub mod wire;

@@ -130,16 +130,18 @@ fn create_store(
     if lock.is_some() && !matches!(place, Place::Cloud(_)) {
         return Err(Failure::usage("--lock-days takes a repository on S3"));
     }
-    let cloud = match place {
-        Place::Folder(path) => return Store::create_local(path).map_err(cannot),
-        Place::Cloud(cloud) => cloud,
-        // What it does is known.
-        Place::Server(server) => {
-            let created = server.create(&invocation.network, &invocation.credentials.server, &invocation.terminal)?;
-            return created.map_err(cannot);
-        }
+    let network = &invocation.network;
+    let create = |options| match place {
+        Place::Folder(path) => Ok(Store::create_local(path)),
+        Place::Cloud(cloud) => cloud.create(network, None, options),
+        Place::Server(server) => server.create(network, &invocation.credentials.server, &invocation.terminal),
+        Place::Sftp(sftp) => Ok(sftp.create(network, options)),
     };
-    let empty = cloud.create(&invocation.network, None, RemoteOptions::default())?.map_err(cannot)?;
+    let empty = create(RemoteOptions::default())?.map_err(cannot)?;
+    // What these do is known.
+    if matches!(place, Place::Folder(_) | Place::Server(_)) {
+        return Ok(empty);
+    }
     let found = empty.probe(&Entropy::system()).map_err(cannot)?;
     if !found.read_after_write {
         let text = format!("{place} does not show at once what was stored or deleted: it cannot hold a repository");
@@ -150,19 +152,21 @@ fn create_store(
         empty.probe_lock(terms.mode, &Entropy::system()).map_err(cannot_lock)?;
     }
     let remote = RemoteOptions { honours_create: found.create_only, ..RemoteOptions::default() };
-    cloud.create(&invocation.network, None, remote)?.map_err(cannot)
+    create(remote)?.map_err(cannot)
 }
 
 fn cannot_make(place: &Place<'_>, error: Error) -> Failure {
     let kind = error.kind();
     let hint = match place {
         Place::Folder(_) => None,
-        Place::Cloud(_) | Place::Server(_) => cloud::hint(&error.to_string()),
+        Place::Cloud(_) | Place::Server(_) | Place::Sftp(_) => cloud::hint(&error.to_string()),
     };
     let failure = Failure::from(error.context("cannot make the repository"));
     match (kind, place) {
         _ if hint.is_some() => failure.hint(hint.unwrap_or_default()),
-        (ErrorKind::AlreadyExists, Place::Folder(_)) => failure.hint("name a folder that is empty or not there yet"),
+        (ErrorKind::AlreadyExists, Place::Folder(_) | Place::Sftp(_)) => {
+            failure.hint("name a folder that is empty or not there yet")
+        }
         (ErrorKind::AlreadyExists, Place::Cloud(_)) => {
             failure.hint("name a prefix that is empty; what an interrupted init left there may be deleted")
         }

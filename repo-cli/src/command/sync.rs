@@ -294,6 +294,7 @@ fn make_copy(
             cloud.create(&invocation.network, credentials.profile.as_deref(), RemoteOptions::default())?
         }
         Place::Server(server) => server.create(&invocation.network, &credentials.server, &invocation.terminal)?,
+        Place::Sftp(sftp) => sftp.create(&invocation.network, RemoteOptions::default()),
     };
     let store = store.context(cannot)?;
     from.copy_to(&store).context(cannot)?;

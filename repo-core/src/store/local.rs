@@ -23,6 +23,24 @@ const BUFFER_LEN: usize = 1024 * 1024;
 /// The folders of a repository.
 const LAYOUT: [&str; 6] = ["keys", "packs", "snapshots", "leases", "index", "tmp"];
 
+/// Says that a folder is used over SFTP: by leases that are renewed, which processes on its machine would not wait for
+/// (docs/format.md §1).
+pub const SFTP_MARK: &str = "sftp-only";
+
+/// Refuses a folder that is used over SFTP.
+pub(super) fn refuse_marked(root: &Path) -> Result<()> {
+    if !root.join(SFTP_MARK).exists() {
+        return Ok(());
+    }
+    let path = root.canonicalize().unwrap_or_else(|_| root.to_owned());
+    let path = path.display();
+    let text = format!(
+        "{path} is used over SFTP: name it sftp://HOST{path}, also on this machine; or delete the file {SFTP_MARK} in it while nobody \
+         is at work, to use it as a folder from then on"
+    );
+    Err(Error::invalid(text))
+}
+
 /// A repository's folder.
 #[derive(Debug, Clone)]
 pub struct LocalDir {
