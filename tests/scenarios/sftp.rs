@@ -126,6 +126,18 @@ fn the_life_of_a_repository_over_sftp_is_that_of_one_in_a_folder() {
     assert_eq!(machine.restore(third_there, &ids[1]), second.to_bytes());
 
     machine.every_object_is_what_its_name_says();
+    // What is damaged moves out of the way there, too, and the disk heals it.
+    let packs: Vec<_> = machine.files().into_iter().filter(|(path, _)| path.starts_with("packs")).collect();
+    let (damaged, mut bytes) = packs.into_iter().max_by_key(|(_, bytes)| bytes.len()).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(folder.join(&damaged), bytes).unwrap();
+    assert_eq!(cairn_there(&["check", "--read-data"]).output().unwrap().status.code(), Some(3));
+    cairn_there(&["check", "--read-data", "--repair"]).output().unwrap();
+    assert!(folder.join("quarantine").join(damaged.file_name().unwrap()).exists());
+    import(&second);
+    assert_eq!(json(&mut cairn_there(&["check", "--read-data"]))["clean"], true);
+    machine.every_object_is_what_its_name_says();
     let config = std::fs::metadata(folder.join("config")).unwrap().permissions();
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&config) & 0o777, 0o600);
     let left: Vec<_> =

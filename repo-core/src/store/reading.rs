@@ -124,7 +124,6 @@ impl Store {
         let left = range.end.checked_sub(range.start).ok_or_else(|| {
             Error::new(ErrorKind::Unavailable, format!("cannot read {name}: the store's answer makes no sense"))
         })?;
-        // In a folder the stream's first poll is in need of the runtime, too.
         let pieces = found.into_stream();
         Ok(Reading { stat, range, name, left, pieces, runtime: self.runtime.handle().clone() })
     }

@@ -13,7 +13,7 @@ use object_store::path::Path as ObjectPath;
 use object_store::{GetRange, ObjectMeta};
 
 use super::packet::{self, Code, Name};
-use super::session::{Failed, PIECE_LEN, Session};
+use super::session::{Failed, PIECE_LEN, Patience, Session};
 use super::{STORE, SftpPlace, SftpSettings};
 use crate::error::ErrorKind;
 use crate::store::local::SFTP_MARK;
@@ -50,6 +50,8 @@ pub(super) struct Files {
 #[derive(Default)]
 struct Current {
     session: Option<Arc<Session>>,
+    /// When the last one could not be begun, and why.
+    failed: Option<(Instant, Failed)>,
     /// Whether what others left unfinished was looked for.
     tidied: bool,
 }
@@ -108,11 +110,22 @@ impl Files {
 
     /// The conversation; a new one where there is none any more.
     async fn session(&self) -> Tried<Arc<Session>> {
+        let asked = Instant::now();
         let mut current = self.session.lock().await;
         if let Some(session) = current.session.as_ref().filter(|session| !session.is_over()) {
             return Ok(session.clone());
         }
-        let session = Arc::new(Session::start(&self.command, self.traffic.clone()).await?);
+        // Those who wait for one attempt do not make it again one after another.
+        if let Some((_, failed)) = current.failed.as_ref().filter(|(at, _)| *at > asked) {
+            return Err(failed.clone());
+        }
+        let session = match Session::start(&self.command, self.traffic.clone(), Patience::default()).await {
+            Ok(session) => Arc::new(session),
+            Err(failed) => {
+                current.failed = Some((Instant::now(), failed.clone()));
+                return Err(failed);
+            }
+        };
         if !session.extensions.replace {
             let text = format!("the SFTP server cannot replace files in one step ({})", packet::REPLACE);
             return Err(Failed::Hopeless(text));
@@ -344,10 +357,17 @@ impl Files {
                 .await?;
             folders = Vec::new();
             for (path, name) in listed.into_iter().flatten() {
-                match (name.attributes.is_folder(), File::of(name.attributes)) {
+                match (name.attributes.is_folder(), name.attributes.is_file()) {
                     (Some(true), _) => folders.push(path),
-                    (_, Ok(file)) if name.attributes.is_file() != Some(false) => found.push((path, file)),
-                    _ => {}
+                    (_, Some(true)) => {
+                        let file = File::of(name.attributes).map_err(|failed| told(&path, failed))?;
+                        found.push((path, file));
+                    }
+                    (Some(false), Some(false)) => {}
+                    _ => {
+                        let text = "the SFTP server does not say which names are folders".to_owned();
+                        return Err(told(&path, Failed::Hopeless(text)));
+                    }
                 }
             }
         }
@@ -438,17 +458,19 @@ async fn read_part(session: &Session, handle: &[u8], range: Option<&GetRange>) -
 /// Makes a folder that may be there, durably.
 async fn make_folder(session: &Session, path: &str) -> Tried<()> {
     match session.make_folder(path).await {
-        Ok(()) => {
-            let parent = folder_of(path);
-            if parent.is_empty() { Ok(()) } else { sync_folder(session, parent).await }
-        }
+        Ok(()) => {}
         // Servers do not say whether it is that.
         Err(Failed::Refused(code, message)) => match session.stat(path).await {
-            Ok(attributes) if attributes.is_folder() != Some(false) => Ok(()),
-            Ok(_) | Err(Failed::Refused(..)) => Err(Failed::Refused(code, message)),
-            Err(failed) => Err(failed),
+            Ok(attributes) if attributes.is_folder() != Some(false) => {}
+            Ok(_) | Err(Failed::Refused(..)) => return Err(Failed::Refused(code, message)),
+            Err(failed) => return Err(failed),
         },
-        Err(failed) => Err(failed),
+        Err(failed) => return Err(failed),
+    }
+    // Also one that another client has just made, and may not have synced yet.
+    match folder_of(path) {
+        "" => Ok(()),
+        parent => sync_folder(session, parent).await,
     }
 }
 

@@ -23,12 +23,8 @@ use crate::traffic::Traffic;
 const REQUESTS: usize = 64;
 /// Bytes that are read or written by one request. Every server takes as much.
 pub(super) const PIECE_LEN: usize = 32 * 1024;
-/// How long nothing may move while something is waited for.
-const STALL: Duration = Duration::from_secs(120);
-/// How often that is looked at.
-const LOOK: Duration = Duration::from_secs(10);
-/// How long a server may take to say that it is one: the connection, the keys.
-const GREETING: Duration = Duration::from_secs(60);
+/// How long to wait for what it says to people at its end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Bytes of what the process says to people that are kept.
 const SAID_LEN_MAX: usize = 2048;
 
@@ -41,6 +37,24 @@ pub(super) enum Failed {
     Lost(String),
     /// There is none, and trying again would not help.
     Hopeless(String),
+}
+
+/// How long a server may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// To say that it is one: the connection, the keys.
+    greeting: Duration,
+    /// Without a byte moving while something is waited for.
+    stall: Duration,
+    /// How often that is looked at.
+    look: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self { greeting: seconds(60), stall: seconds(120), look: seconds(10) }
+    }
 }
 
 /// A conversation; it ends when it is dropped.
@@ -94,7 +108,7 @@ impl Shared {
 
 impl Session {
     /// Starts the process, and waits until the server says that it is one.
-    pub(super) async fn start(command: &[OsString], traffic: Arc<Traffic>) -> Result<Self, Failed> {
+    pub(super) async fn start(command: &[OsString], traffic: Arc<Traffic>, patience: Patience) -> Result<Self, Failed> {
         let (program, arguments) =
             command.split_first().ok_or_else(|| Failed::Hopeless("no program is named".into()))?;
         let mut child = Command::new(program)
@@ -111,22 +125,21 @@ impl Session {
         let (Some(mut stdin), Some(mut stdout), Some(stderr)) = taken else {
             return Err(Failed::Hopeless(format!("{} has no pipes", program.display())));
         };
-        let said = tokio::spawn(listen(stderr));
+        let said = Said::listen(stderr);
         let greeting = async {
             stdin.write_all(&packet::init()).await.ok()?;
             let packet = read_packet(&mut stdout).await.ok()?;
             packet::decode_version(packet).ok()
         };
-        let Some(extensions) = tokio::time::timeout(GREETING, greeting).await.ok().flatten() else {
-            let _ = child.kill().await;
-            let said = said.await.unwrap_or_default();
-            return Err(greeting_failed(&said));
+        let Some(extensions) = tokio::time::timeout(patience.greeting, greeting).await.ok().flatten() else {
+            end(&mut child).await;
+            return Err(greeting_failed(&said.whole().await));
         };
         let waiting = Waiting { requests: HashMap::new(), moved: Instant::now(), over: None };
         let shared = Arc::new(Shared { waiting: Mutex::new(waiting), traffic });
         let (sender, packets) = mpsc::channel(REQUESTS);
         tokio::spawn(write(stdin, packets, shared.clone()));
-        tokio::spawn(read(child, stdout, said, shared.clone()));
+        tokio::spawn(read(child, stdout, said, shared.clone(), patience));
         Ok(Self { extensions, sender, shared, next: AtomicU32::new(0), turns: Semaphore::new(REQUESTS) })
     }
 
@@ -153,7 +166,8 @@ impl Session {
             }
             waiting.requests.insert(id, answer);
         }
-        self.sender.send(request.encode(id)).await.map_err(|_| lost())?;
+        // Where nobody sends it any more, the reader ends soon, and says why.
+        let _ = self.sender.send(request.encode(id)).await;
         answered.await.map_err(|_| lost())?
     }
 
@@ -266,16 +280,43 @@ fn greeting_failed(said: &str) -> Failed {
     if hopeless { Failed::Hopeless(text) } else { Failed::Lost(text) }
 }
 
-/// Collects the end of what the process says to people.
-async fn listen(mut stderr: ChildStderr) -> String {
-    let mut said = Vec::new();
-    let mut piece = [0; 1024];
-    while let Ok(read @ 1..) = stderr.read(&mut piece).await {
-        said.extend_from_slice(&piece[..read]);
-        let surplus = said.len().saturating_sub(SAID_LEN_MAX);
-        said.drain(..surplus);
+/// Ends the process, and what it started: a proxy, say.
+async fn end(child: &mut Child) {
+    let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
+    if let Some(id) = id {
+        // Its group has its number, as long as it was not waited for.
+        let _ = rustix::process::kill_process_group(id, rustix::process::Signal::KILL);
     }
-    String::from_utf8_lossy(&said).into_owned()
+    let _ = child.wait().await;
+}
+
+/// The end of what the process says to people.
+struct Said {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    listening: tokio::task::JoinHandle<()>,
+}
+
+impl Said {
+    fn listen(mut stderr: ChildStderr) -> Self {
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let said = bytes.clone();
+        let listening = tokio::spawn(async move {
+            let mut piece = [0; 1024];
+            while let Ok(read @ 1..) = stderr.read(&mut piece).await {
+                let mut said = said.lock();
+                said.extend_from_slice(&piece[..read]);
+                let surplus = said.len().saturating_sub(SAID_LEN_MAX);
+                said.drain(..surplus);
+            }
+        });
+        Self { bytes, listening }
+    }
+
+    /// Once the process ended. Something else may hold its end of the pipe.
+    async fn whole(self) -> String {
+        let _ = tokio::time::timeout(LAST_WORDS, self.listening).await;
+        String::from_utf8_lossy(&self.bytes.lock()).into_owned()
+    }
 }
 
 async fn read_packet(stdout: &mut ChildStdout) -> std::io::Result<Bytes> {
@@ -306,22 +347,20 @@ async fn write(mut stdin: ChildStdin, mut packets: mpsc::Receiver<Bytes>, shared
 }
 
 /// Receives answers until there are no more.
-async fn read(mut child: Child, mut stdout: ChildStdout, said: tokio::task::JoinHandle<String>, shared: Arc<Shared>) {
-    let why = answers(&mut stdout, &shared).await;
-    let _ = child.kill().await;
-    let said = tokio::time::timeout(Duration::from_secs(1), said).await;
-    let said = said.ok().and_then(Result::ok).unwrap_or_default();
-    let said = said.trim().replace(['\n', '\r'], " ");
+async fn read(mut child: Child, mut stdout: ChildStdout, said: Said, shared: Arc<Shared>, patience: Patience) {
+    let why = answers(&mut stdout, &shared, patience).await;
+    end(&mut child).await;
+    let said = said.whole().await.trim().replace(['\n', '\r'], " ");
     let why = if said.is_empty() { why } else { format!("{why}: {said}") };
     shared.end(&why);
 }
 
-async fn answers(stdout: &mut ChildStdout, shared: &Shared) -> String {
+async fn answers(stdout: &mut ChildStdout, shared: &Shared, patience: Patience) -> String {
     loop {
         let packet = {
             let mut packet = std::pin::pin!(read_packet(stdout));
             loop {
-                match tokio::time::timeout(LOOK, &mut packet).await {
+                match tokio::time::timeout(patience.look, &mut packet).await {
                     Ok(Ok(packet)) => break packet,
                     Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
                         return "the connection to the SFTP server ended".to_owned();
@@ -329,8 +368,8 @@ async fn answers(stdout: &mut ChildStdout, shared: &Shared) -> String {
                     Ok(Err(error)) => return format!("the connection to the SFTP server failed: {error}"),
                     Err(_) => {
                         let waiting = shared.waiting.lock();
-                        if !waiting.requests.is_empty() && waiting.moved.elapsed() > STALL {
-                            return format!("no byte moved for {} s", STALL.as_secs());
+                        if !waiting.requests.is_empty() && waiting.moved.elapsed() > patience.stall {
+                            return format!("no byte moved for {} s", patience.stall.as_secs());
                         }
                     }
                 }
@@ -343,5 +382,68 @@ async fn answers(stdout: &mut ChildStdout, shared: &Shared) -> String {
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::traffic::TrafficLimits;
+
+    /// What a server says first.
+    const GREETING: &str = r"printf '\0\0\0\5\2\0\0\0\3';";
+
+    fn asked(script: &str) -> Failed {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let command = ["sh", "-c", script].map(OsString::from);
+        let traffic = Arc::new(Traffic::new(TrafficLimits::default()));
+        let short = Duration::from_millis(20);
+        // Only who is silent is waited for so long.
+        let patience = Patience { greeting: 100 * short, stall: 50 * short, look: short };
+        runtime.block_on(async {
+            let session = match Session::start(&command, traffic, patience).await {
+                Ok(session) => session,
+                Err(failed) => return failed,
+            };
+            let failed = session.stat("x").await.unwrap_err();
+            assert!(session.is_over(), "{failed:?}");
+            assert_eq!(session.stat("x").await.unwrap_err(), failed, "it stays over");
+            failed
+        })
+    }
+
+    #[test]
+    fn a_server_that_falls_silent_ends_or_talks_nonsense_is_given_up() {
+        let cases = [
+            ("sleep 1000".to_owned(), "no SFTP server answers"),
+            ("echo Welcome".to_owned(), "no SFTP server answers"),
+            ("echo no such host >&2; exit 255".to_owned(), "no SFTP server answers: no such host"),
+            (format!("{GREETING} sleep 1000"), "no byte moved"),
+            (format!("{GREETING} head -c 9 >/dev/null; echo killed >&2"), "ended: killed"),
+            // A packet of no bytes; one of 4 GiB; an answer that nobody asked for; one that is cut short in itself.
+            (format!(r"{GREETING} printf '\0\0\0\0'; sleep 1000"), "a packet of 0 bytes"),
+            (format!(r"{GREETING} printf '\377\377\377\377'; sleep 1000"), "a packet of 4294967295 bytes"),
+            (format!(r"{GREETING} printf '\0\0\0\11\145\0\0\0\7\0\0\0\0'; sleep 1000"), "makes no sense"),
+            (
+                format!(r"{GREETING} head -c 9 >/dev/null; printf '\0\0\0\11\146\0\0\0\0\0\0\1\0'; sleep 1000"),
+                "makes no sense",
+            ),
+        ];
+        for (script, says) in cases {
+            match asked(&script) {
+                Failed::Lost(why) => assert!(why.contains(says), "{script}: {why}"),
+                failed => panic!("{script}: {failed:?}"),
+            }
+        }
+        assert!(matches!(asked("echo Permission denied >&2; exit 255"), Failed::Hopeless(_)));
+    }
+
+    #[test]
+    fn a_program_that_is_missing_is_said_to_be_missing() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let traffic = Arc::new(Traffic::new(TrafficLimits::default()));
+        let command = ["/there/is/none".into()];
+        let failed = runtime.block_on(Session::start(&command, traffic, Patience::default())).err().unwrap();
+        assert!(matches!(&failed, Failed::Hopeless(why) if why.contains("cannot start /there/is/none")), "{failed:?}");
     }
 }
