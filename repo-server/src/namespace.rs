@@ -37,8 +37,9 @@ const SMALL_LEN_MAX: u64 = 64 * 1024;
 const HEADER_LEN: usize = 16;
 /// How long a request to an object store is tried again. Clients try again themselves, and for longer.
 pub(crate) const RETRY_FOR: Duration = Duration::from_secs(5);
-/// Requests to an object store at once. One is as long as a client takes for the bytes it reads.
-const REQUESTS_MAX: usize = 256;
+/// Requests to an object store at once. One is as long as a client takes for the bytes it reads, so these are more than there are
+/// connections: nobody who reads slowly holds up a question.
+const REQUESTS_MAX: usize = 4096;
 
 /// One repository.
 pub(crate) struct Namespace {

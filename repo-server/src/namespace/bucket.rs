@@ -52,8 +52,8 @@ impl Bucket {
         match *ready {
             Some((at, found)) if at.elapsed() < LOOK => found,
             _ => {
-                // A repository that is still to be made is missing, and the store answers.
-                let found = store.exists(ObjectName::Config).is_ok();
+                // A listing tells a missing bucket from one that holds nothing yet.
+                let found = store.page("keys", "", 1).is_ok();
                 *ready = Some((Instant::now(), found));
                 found
             }

@@ -183,7 +183,15 @@ fn a_store_that_is_gone_is_said_to_be_gone_and_comes_back() {
     let (path, pack) = object(b'p', "packs", b"pack");
     assert_eq!(server.request("PUT", &format!("/v1/office/{path}"), &token, &pack).0, 503);
     assert_eq!(server.request("PUT", &format!("/v1/lab/{path}"), &token, &pack).0, 201);
+    // A bucket that is not there is no empty one.
     server.variables = variables(&s3.address).to_vec();
+    let right = std::mem::replace(&mut server.place, "url = \"s3://no-such-bucket/office\"".to_owned());
+    server.kill();
+    server.start_again();
+    assert_eq!(get(&server, "/readyz"), 503);
+    let (_, text) = fails(&mut server.command(&["check"]));
+    assert!(text.contains("no such bucket"), "{text}");
+    server.place = right;
     server.kill();
     server.start_again();
     run(&mut server.command(&["check"]));
