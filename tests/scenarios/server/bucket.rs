@@ -5,7 +5,7 @@ use std::process::Command;
 
 use repo_tests::cli::{cairn, fails, json, run};
 use repo_tests::model::ModelDisk;
-use repo_tests::s3::{S3Server, variables};
+use repo_tests::s3::{KEY, S3Server, SECRET, variables};
 use repo_tests::server::Server;
 use serde_json::Value;
 
@@ -196,6 +196,34 @@ fn a_store_that_is_gone_is_said_to_be_gone_and_comes_back() {
     server.start_again();
     run(&mut server.command(&["check"]));
     assert_eq!(get(&server, "/readyz"), 200);
+    assert_eq!(server.request("PUT", &format!("/v1/office/{path}"), &token, &pack).0, 201);
+    assert_eq!(objects(&s3, ""), [format!("office/{path}")]);
+}
+
+/// Each namespace may be in a store of its own: the variables know one.
+#[test]
+fn keys_region_and_endpoint_come_from_the_profile_that_a_namespace_names() {
+    let s3 = S3Server::start();
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let keys = format!("[offsite]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n");
+    let config = format!("[profile offsite]\nregion = us-east-1\nendpoint_url = http://{}\n", s3.address);
+    let files = [
+        ("AWS_SHARED_CREDENTIALS_FILE", file("credentials", keys)),
+        ("AWS_CONFIG_FILE", file("config", config)),
+        // What the variables name is another store.
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:1".to_owned()),
+        ("AWS_ACCESS_KEY_ID", "other".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "other".to_owned()),
+    ];
+    let server = Server::start_at("", &format!("url = \"{}\"\nprofile = \"offsite\"", s3.place("office")), &files);
+    run(&mut server.command(&["check"]));
+    let (path, pack) = object(b'p', "packs", b"pack");
+    let token = server.token("backup", "office");
     assert_eq!(server.request("PUT", &format!("/v1/office/{path}"), &token, &pack).0, 201);
     assert_eq!(objects(&s3, ""), [format!("office/{path}")]);
 }
