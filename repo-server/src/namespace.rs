@@ -392,16 +392,32 @@ impl Namespace {
 
     /// What is there already becomes as young as if it were new.
     fn put_young(&self, name: ObjectName, bytes: &[u8]) -> Result<Stored, Refusal> {
-        let stored = self.put(name, bytes)?;
-        if let (Stored::Existed, Place::Folder(folder)) = (stored, &self.place) {
-            folder.make_young(name).map_err(|error| self.failed("renew", &name.path(), &error))?;
+        match &self.place {
+            Place::Folder(folder) => {
+                let stored = self.put(name, bytes)?;
+                if stored == Stored::Existed {
+                    folder.make_young(name).map_err(|error| self.failed("renew", &name.path(), &error))?;
+                }
+                Ok(stored)
+            }
+            Place::Bucket(_) => self.put_over(name, bytes),
         }
-        Ok(stored)
+    }
+
+    /// An object store does not say whether there was one of the same bytes.
+    fn put_over(&self, name: ObjectName, bytes: &[u8]) -> Result<Stored, Refusal> {
+        let there = self.has(name)?;
+        let stored = self.put(name, bytes)?;
+        Ok(if there { Stored::Existed } else { stored })
     }
 
     /// The configuration is the one object whose name says nothing of its bytes.
     fn put_config(&self, bytes: &[u8]) -> Result<Stored, Refusal> {
-        match self.put(ObjectName::Config, bytes)? {
+        let stored = match &self.place {
+            Place::Folder(_) => self.put(ObjectName::Config, bytes)?,
+            Place::Bucket(_) => self.put_over(ObjectName::Config, bytes)?,
+        };
+        match stored {
             Stored::Existed if self.store.get(ObjectName::Config, SMALL_LEN_MAX)? != bytes => {
                 Err(Refusal::conflict("this is a repository already, with another configuration"))
             }

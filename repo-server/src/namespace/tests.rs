@@ -263,7 +263,7 @@ fn a_snapshot_whose_lease_is_revoked_while_it_is_stored_in_a_bucket_is_taken_bac
 
 #[test]
 fn leases_in_a_bucket_are_renewed_as_long_as_they_are_there_and_outlive_the_server() {
-    let world = World::in_bucket(None);
+    let world = World::in_bucket(Some(1));
     let objects = world.objects.clone().unwrap();
     let (bytes, id) = lease(b"lease");
     let (lease, renewal) = (ObjectName::Lease(id), ObjectName::Renewal(id));
@@ -279,6 +279,8 @@ fn leases_in_a_bucket_are_renewed_as_long_as_they_are_there_and_outlive_the_serv
         // How old it is is nothing to this server.
         world.namespace.expire_leases(i64::MAX);
     }
+    let held = (world.namespace.find(lease).unwrap().bytes, world.namespace.find(renewal).unwrap().bytes);
+    assert_eq!(world.namespace.usage().0, Some(held.0 + held.1), "a renewal takes room once");
     let again = world.again(None);
     assert!(again.owns("backup", id) && !again.owns("other", id));
     again.expire_leases(0);
@@ -368,8 +370,8 @@ fn one_configuration_stays() {
         let put = |bytes: &[u8]| world.put_as("admin", ObjectName::Config, bytes);
         assert_eq!(put(&one[1..]).unwrap_err().status.as_u16(), 400);
         assert_eq!(put(&one).unwrap(), Stored::New);
+        assert_eq!(put(&one).unwrap(), Stored::Existed);
         assert_eq!(put(&two).unwrap_err().status.as_u16(), 409);
-        put(&one).unwrap();
         assert_eq!(world.bytes(ObjectName::Config, &Part::Whole).unwrap(), one);
     }
 }
